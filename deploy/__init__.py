@@ -1,0 +1,1 @@
+"""What runs on the device: bundles, pre-processing, runners, verification and timing. No torch."""

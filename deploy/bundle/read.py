@@ -1,0 +1,179 @@
+"""Open a bundle, and believe none of its bytes before they were hashed.
+
+The order is the point: size caps, manifest.json against its digest, strict parsing, the list of
+files, then every byte of each. Only our JSON reader has seen the bundle when `open_bundle` returns,
+and `Bundle.read` hashes again what it hands out: a file that is changed later reaches no parser.
+
+The hashes show a damaged or edited bundle. They are no signature: who can rewrite all of the files
+can rewrite the hashes too.
+"""
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy import strict_json
+from deploy.bundle.manifest import (
+    DIGEST_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    manifest_from_bytes,
+)
+from deploy.bundle.write import digest_line
+from deploy.errors import BadInputError, TamperedBundleError
+
+__all__ = ["Bundle", "open_bundle"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every byte matched its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the logits."""
+        return self.manifest.labels
+
+    def read(self, name: str) -> bytes:
+        """The content of a file that the manifest lists, hashed again.
+
+        Raises:
+            TamperedBundleError: The file is no longer what it was.
+        """
+        entry = {entry.path: entry for entry in self.manifest.files}[name]
+        _check_size(self.path, entry)
+        data = (self.path / name).read_bytes()
+        _check_digest(self.path, entry, hashlib.sha256(data).hexdigest())
+        return data
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array in a .npy file that the manifest lists.
+
+        Raises:
+            TamperedBundleError: The file is no longer what it was.
+            BadInputError: It is no .npy file, or would need pickle.
+        """
+        try:
+            array = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise _not_an_array(self.path, name, str(error)) from error
+        if not isinstance(array, np.ndarray):
+            raise _not_an_array(self.path, name, "an archive of arrays")
+        return array
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Check every byte of a bundle and open it.
+
+    Raises:
+        BadInputError: The path is no bundle, or one of another format.
+        TamperedBundleError: A file is missing, extra, a link, or differs from the manifest's hash.
+    """
+    path = path.resolve()  # the bundle may be reached by a link, such as `current`
+    if not (path / MANIFEST_NAME).is_file():
+        raise BadInputError(
+            f"a bundle must be a directory with a {MANIFEST_NAME}",
+            found=f"'{path}' {'holds none' if path.is_dir() else 'is not a directory'}",
+            remedy="name a directory that `edgereg export` wrote",
+        )
+    found = dict(_regular_files(path))
+    manifest = manifest_from_bytes(_read_manifest(path, found), bundle=path.name)
+    listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME, DIGEST_NAME}
+    for name in sorted(listed ^ found.keys()):
+        problem = "is missing" if name in listed else "is not listed"
+        raise _tampered(path, f"'{name}' {problem}")
+    for entry in manifest.files:
+        _check_size(path, entry)
+    for entry in manifest.files:
+        _check_digest(path, entry, _hash_file(path / entry.path))
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
+    """The manifest's bytes, which must match the digest beside it."""
+    for name in (MANIFEST_NAME, DIGEST_NAME):
+        if name not in sizes:
+            raise _tampered(path, f"'{name}' is missing")
+        if sizes[name] > strict_json.MAX_BYTES:
+            raise _tampered(path, f"'{name}' has {sizes[name]} bytes")
+    manifest_bytes = (path / MANIFEST_NAME).read_bytes()
+    expected, actual = (path / DIGEST_NAME).read_bytes(), digest_line(manifest_bytes)
+    if expected != actual:
+        raise _tampered(
+            path,
+            f"'{MANIFEST_NAME}' and '{DIGEST_NAME}' disagree: "
+            f"expected {_shown(expected)}, actual {_shown(actual)}",
+        )
+    return manifest_bytes
+
+
+def _regular_files(root: Path) -> Iterator[tuple[str, int]]:
+    """The path and size of each file below `root`, none of which may be a link or a device."""
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        for name in (*folders, *files):
+            status = (Path(folder) / name).lstat()
+            relative = (Path(folder) / name).relative_to(root).as_posix()
+            if stat.S_ISREG(status.st_mode):
+                yield relative, status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                raise _tampered(root, f"'{relative}' is a link or a special file")
+
+
+def _raise(error: OSError) -> None:
+    raise BadInputError(
+        "a bundle must be readable", found=str(error), remedy="correct its permissions"
+    ) from error
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    file = path / entry.path
+    size = f"{file.stat().st_size} bytes" if file.is_file() else "gone"
+    if size != f"{entry.size} bytes":
+        raise _tampered(path, f"'{entry.path}' is {size}, expected {entry.size} bytes")
+
+
+def _check_digest(path: Path, entry: FileEntry, actual: str) -> None:
+    if actual != entry.sha256:
+        raise _tampered(path, f"'{entry.path}': expected sha256 {entry.sha256}, actual {actual}")
+
+
+def _tampered(path: Path, found: str) -> TamperedBundleError:
+    return TamperedBundleError(
+        f"every file of bundle '{path.name}' must be the one that was written",
+        found=found,
+        remedy="copy or export the bundle again",
+    )
+
+
+def _not_an_array(path: Path, name: str, found: str) -> BadInputError:
+    return BadInputError(
+        f"'{name}' of bundle '{path.name}' must be a .npy array without objects",
+        found=found,
+        remedy="export the bundle again",
+    )
+
+
+def _shown(line: bytes) -> str:
+    return ascii(line[:64].decode("utf-8", "backslashreplace"))

@@ -1,0 +1,1 @@
+"""Judging a deployed model: the comparator, verification against golden data, and timing."""

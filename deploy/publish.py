@@ -1,0 +1,132 @@
+"""Publish a file or directory whole or not at all.
+
+Everything is written into a staging directory beside the destination, flushed to disk, and renamed
+into place: a reader, or a process started after a power cut, never sees half of a result. A
+directory that replaces another is absent for the instant between two renames; a cut in this instant
+leaves the old one whole, under a `.staging-` name.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.errors import BadInputError
+
+__all__ = ["check_free", "publish_directory", "publish_text"]
+
+_STAGING = ".staging-"
+
+
+def check_free(destination: Path, *, force: bool, marker: str) -> None:
+    """Refuse a destination that exists, before any work is done.
+
+    Args:
+        destination: The directory that is to be written.
+        force: Whether an earlier result may be replaced.
+        marker: The file that tells an earlier result of ours from somebody's directory, which not
+            even `force` replaces.
+
+    Raises:
+        BadInputError: It exists and may not be replaced.
+    """
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise BadInputError(
+            "an output directory must be a directory or not exist yet",
+            found=f"'{destination}' is a file or a link",
+            remedy="name another path",
+        )
+    if not destination.exists() or not any(destination.iterdir()):
+        return
+    if not force:
+        raise BadInputError(
+            "an output directory must not exist yet",
+            found=f"'{destination}' exists and is not empty",
+            remedy="name another path, or replace it with --force",
+        )
+    if not (destination / marker).is_file():
+        raise BadInputError(
+            "--force replaces only an earlier result of the same command",
+            found=f"'{destination}' holds no {marker}",
+            remedy="name another path, or remove the directory yourself",
+        )
+
+
+@contextmanager
+def publish_directory(destination: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
+    """Yield a staging directory that becomes `destination` when the block ends without an error.
+
+    On an error the staging directory is removed and an existing destination is left as it was.
+
+    Args:
+        destination: The directory to appear.
+        marker: A file that every such result holds; see `check_free`.
+        force: Whether an earlier result may be replaced.
+
+    Raises:
+        BadInputError: The destination exists and may not be replaced.
+    """
+    check_free(destination, force=force, marker=marker)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=destination.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's 0700 would hide the result from a service's user
+        _flush_tree(staging)
+        # Again: somebody may have written there in the meantime.
+        check_free(destination, force=force, marker=marker)
+        _swap(staging, destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # a no-op after the swap
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Write a text file atomically, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=_STAGING, dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _swap(staging: Path, destination: Path) -> None:
+    """Rename staging to destination; an older one is moved aside first and removed last."""
+    if not destination.exists():
+        staging.rename(destination)
+        _flush(destination.parent)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=destination.parent))
+    destination.rename(aside / "old")
+    try:
+        staging.rename(destination)
+    except BaseException:
+        (aside / "old").rename(destination)  # should this fail too, the old one stays in `aside`
+        aside.rmdir()
+        raise
+    _flush(destination.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush_tree(root: Path) -> None:
+    for path in sorted(root.rglob("*")):
+        _flush(path)
+    _flush(root)
+
+
+def _flush(path: Path) -> None:
+    """Force a file's bytes, or a directory's entries, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,195 @@
+"""From a decoded image to the model's input; evaluation, export and the device all call this code.
+
+Resizing is the antialiased triangle filter: within one grey level, Pillow's `resize(..., BILINEAR)`
+and torch's `interpolate(mode="bilinear", antialias=True)`. As in Pillow (libImaging/Resample.c)
+weights are 22-bit fixed-point integers. In integers the order of a sum does not matter, so every
+machine gives the same bytes, and golden tensors can be compared exactly.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy import strict_json
+from deploy.errors import BadInputError
+
+__all__ = ["Preprocessing", "fit", "normalize", "preprocess"]
+
+_WEIGHT_BITS = 22  # 8 bits of pixel + 22 of weight leave two of 32 free: sums cannot overflow
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the model sees it.
+
+    Attributes:
+        height: Of the model's input, in pixels.
+        width: Of the model's input, in pixels.
+        resize: "stretch" scales both sides to fit; "cover" keeps the shape and cuts out the centre.
+        crop_fraction: For "cover", the part of the scaled image's tighter side that is kept:
+            224 / 256 = 0.875 is torchvision's Resize(256), CenterCrop(224). 1.0 for "stretch".
+        mean: Of each colour channel, in [0, 1], R G B.
+        std: Of each colour channel.
+
+    Raises:
+        BadInputError: A value is out of its range.
+    """
+
+    height: int
+    width: int
+    resize: Literal["stretch", "cover"]
+    crop_fraction: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        rules = {
+            "height must be 1 to 16384": 1 <= self.height <= 16384,
+            "width must be 1 to 16384": 1 <= self.width <= 16384,
+            "resize must be 'stretch' or 'cover'": self.resize in ("stretch", "cover"),
+            "crop_fraction must be above 0 and at most 1": 0 < self.crop_fraction <= 1,
+            "crop_fraction must be 1 for 'stretch'": self.resize == "cover"
+            or self.crop_fraction == 1,
+            "mean must be three finite numbers": _are_three_finite(self.mean),
+            "std must be three positive numbers": _are_three_finite(self.std) and min(self.std) > 0,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise BadInputError(rule, found=str(self), remedy="correct the pre-processing")
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Preprocessing":
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadInputError: A key is unknown or missing, or a value is wrong; it is named.
+        """
+        return strict_json.decode(cls, value, source="the pre-processing")
+
+
+def fit(image: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and crop an image to the model's input size.
+
+    Args:
+        image: (h, w, 3) uint8.
+        spec: The size, and how to reach it.
+
+    Returns:
+        (height, width, 3) uint8: the image itself if it has this size and nothing is cropped.
+
+    Raises:
+        BadInputError: The image has another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise BadInputError(
+            "an image must be (height, width, 3) uint8 and not empty",
+            found=f"{image.shape} {image.dtype}",
+            remedy="decode it to RGB first",
+        )
+    scaled_height, scaled_width = _scaled_size(image.shape[0], image.shape[1], spec)
+    columns = _triangle_weights(image.shape[1], scaled_width, keep=spec.width)
+    rows = _triangle_weights(image.shape[0], scaled_height, keep=spec.height)
+    # Columns that no output needs are not worth combining.
+    first, last = int(columns.sources.min()), int(columns.sources.max())
+    columns = dataclasses.replace(columns, sources=columns.sources - first)
+    # In numpy, rows first is 2 to 3 times faster: they are contiguous.
+    image = _weigh(image[:, first : last + 1], rows)
+    return np.swapaxes(_weigh(np.swapaxes(image, 0, 1), columns), 0, 1)
+
+
+def normalize(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
+    """Scale grey levels to [0, 1], then subtract the mean and divide by the standard deviation.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        spec: The mean and the standard deviation.
+
+    Returns:
+        (N, 3, H, W) float32, contiguous.
+    """
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def preprocess(images: Sequence[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[np.float32]:
+    """Turn decoded images of any size into the model's input.
+
+    Args:
+        images: At least one (h, w, 3) uint8 RGB image; sizes may differ.
+        spec: What to do.
+
+    Returns:
+        (N, 3, H, W) float32.
+
+    Raises:
+        BadInputError: There is no image, or one has another shape or type.
+    """
+    if not images:
+        raise BadInputError("a batch must hold an image", found="none", remedy="pass one or more")
+    return normalize(np.stack([fit(image, spec) for image in images]), spec)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """How output row i is made: the sum over k of fixed[k, i] × the input's row sources[k, i]."""
+
+    sources: NDArray[np.intp]  # (taps, out)
+    fixed: NDArray[np.int32]  # (taps, out), summing to about 1 << _WEIGHT_BITS
+
+
+def _are_three_finite(values: Sequence[float]) -> bool:
+    return len(values) == 3 and all(math.isfinite(value) for value in values)
+
+
+def _scaled_size(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
+    """The size of the whole image before the crop; rounded down, as torchvision and timm do."""
+    if spec.resize == "stretch":
+        return spec.height, spec.width
+    target_height = math.floor(spec.height / spec.crop_fraction)
+    target_width = math.floor(spec.width / spec.crop_fraction)
+    if target_height * width >= target_width * height:
+        return target_height, max(target_width, target_height * width // height)
+    return max(target_height, target_width * height // width), target_width
+
+
+def _triangle_weights(size: int, scaled_size: int, *, keep: int) -> _Weights:
+    """The weights of the `keep` central rows when `size` rows are scaled to `scaled_size`."""
+    offset = round((scaled_size - keep) / 2)  # as torchvision's center_crop
+    if size == scaled_size:
+        sources = np.arange(offset, offset + keep)[np.newaxis]
+        return _Weights(sources, np.full((1, keep), 1 << _WEIGHT_BITS, np.int32))
+    scale = size / scaled_size
+    # The triangle spans two input pixels when enlarging, two output pixels when reducing.
+    support = max(scale, 1.0)
+    centre = (np.arange(offset, offset + keep) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.intp), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.intp), size)
+    sources = first + np.arange(np.max(last - first))[:, np.newaxis]
+    weights = np.maximum(1.0 - np.abs((sources - centre + 0.5) / support), 0.0)
+    weights[sources >= last] = 0.0
+    weights /= weights.sum(axis=0)
+    fixed = (weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
+    return _Weights(np.minimum(sources, size - 1), fixed)
+
+
+def _weigh(image: NDArray[np.uint8], weights: _Weights) -> NDArray[np.uint8]:
+    """Combine the rows of (in, w, 3) into those of (out, w, 3)."""
+    if len(weights.sources) == 1:  # a copy or a crop
+        return image[weights.sources.ravel()]
+    shape = (weights.sources.shape[1], *image.shape[1:])
+    total: NDArray[np.int32] = np.full(shape, 1 << (_WEIGHT_BITS - 1), np.int32)  # rounds
+    for sources, fixed in zip(weights.sources, weights.fixed, strict=True):
+        total += image[sources] * fixed[:, np.newaxis, np.newaxis]
+    # Thousands of rounded weights can add up to a little more than one.
+    total = np.minimum(total >> _WEIGHT_BITS, 255)
+    return total.astype(np.uint8)

@@ -1,0 +1,1 @@
+"""A deployed model at work on the images of a user."""

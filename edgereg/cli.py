@@ -1,0 +1,62 @@
+"""The command line: one console script, verbs in the order in which data travels."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from deploy import commands as device_commands
+from deploy.errors import DeployError
+from edgereg import __version__
+from edgereg import commands as host_commands
+from edgereg.errors import EdgeregError
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; nothing heavy is imported before a command runs."""
+    parser = argparse.ArgumentParser(
+        prog="edgereg",
+        description="From images, labelled or not, to a small, proved model on an embedded GPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"edgereg {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    host_commands.add_commands(verbs)
+    device_commands.add_commands(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 fine, 1 a check failed, 2 wrong use or bad input.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(args, "takes_recipe_flags", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.recipe_flags = rest
+    try:
+        code: int = args.handler(args)
+    except (DeployError, EdgeregError) as error:
+        if args.debug:
+            raise
+        print(f"edgereg: error: {error.rule}", file=sys.stderr)
+        print(f"  found:  {error.found}\n  remedy: {error.remedy}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if args.debug or error.name is None:
+            raise
+        print(f"edgereg: error: this command needs the package {error.name}", file=sys.stderr)
+        print(
+            "  found:  it is not installed\n  remedy: pip install 'edgereg[all]'", file=sys.stderr
+        )
+        return 2
+    except BrokenPipeError:
+        # the reader (head, say) has gone; Python would complain again when it flushes at exit
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123
+        return 0
+    return code

@@ -1,0 +1,229 @@
+"""The verbs of a workstation. Only parsers are made at start; nothing heavy is imported."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgereg.recipe import Recipe
+    from export.report import SimplifyReport
+
+__all__ = ["add_commands"]
+
+_DATA_HELP = "a folder of images with one sub-folder a class, or emoji-10:VENDOR:SPLIT"
+_RECIPE_EPILOG = (
+    "Any key of a recipe can be set on the command line and wins over the file: "
+    "--epochs 10 --optim.lr 1e-3 --model.name torchvision:mobilenet_v3_small"
+)
+
+
+def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add a parser for each verb; its `handler` takes the arguments and returns the exit code."""
+    demo = verbs.add_parser("demo", help="go the whole road on the embedded images, and report")
+    demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    demo.add_argument("--quick", action="store_true", help="at most 100 s: machinery and direction")
+    _add_output(demo)
+    demo.set_defaults(handler=_demo)
+
+    pretrain = verbs.add_parser(
+        "pretrain", help="train an encoder without labels (PIRL)", epilog=_RECIPE_EPILOG
+    )
+    pretrain.add_argument(
+        "--data", required=True, help="a folder of images, or emoji-10:VENDOR:SPLIT"
+    )
+    _add_training(pretrain)
+    pretrain.set_defaults(handler=_pretrain)
+
+    train = verbs.add_parser("train", help="train a classifier", epilog=_RECIPE_EPILOG)
+    train.add_argument("--data", required=True, help=_DATA_HELP)
+    train.add_argument("--val", metavar="DATA", help="measure the accuracy on these images")
+    train.add_argument(
+        "--init", type=Path, metavar="CHECKPOINT", help="start from this checkpoint's backbone"
+    )
+    _add_training(train)
+    train.set_defaults(handler=_train)
+
+    evaluate = verbs.add_parser("eval", help="measure a checkpoint's accuracy")
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    evaluate.add_argument("--data", required=True, help=_DATA_HELP)
+    _add_json(evaluate)
+    evaluate.set_defaults(handler=_eval)
+
+    export = verbs.add_parser(
+        "export", help="fold, strip, prove and pack a checkpoint for a target"
+    )
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    export.add_argument("--target", required=True, help="such as jetpack6.2 or onnxruntime-x86")
+    export.add_argument(
+        "--data", required=True, help="images that were not trained on: " + _DATA_HELP
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="what to write")
+    _add_output(export)
+    export.set_defaults(handler=_export)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", type=Path, metavar="YAML", help="default: the built-in recipe")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="CHECKPOINT", help="what to write"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    _add_output(parser)
+    parser.set_defaults(takes_recipe_flags=True)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace an earlier result")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from edgereg.demo.run import run_demo
+
+    result = run_demo(args.out, quick=args.quick, force=args.force)
+    if args.json:
+        _print_json(result.to_json())
+    else:
+        print(result.to_text())
+    return 0 if result.passed else 1
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
+    from edgereg.progress import progress
+    from edgereg.train.run import pretrain_run
+
+    recipe, device = _prepare(args)
+    result = pretrain_run(
+        open_images(args.data), args.out, recipe, bar=progress, force=args.force, device=device
+    )
+    if args.json:
+        _print_json(result.to_json())
+    else:
+        loss = result.checkpoint.metrics["loss"]
+        print(f"pirl on {len(result.history)} epochs of {_data(result.checkpoint.data)}")
+        print(f"loss {loss['first']:.3f} -> {loss['last']:.3f}\nwrote {args.out}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
+    from edgereg.progress import progress
+    from edgereg.train.run import train_run
+
+    recipe, device = _prepare(args)
+    result = train_run(
+        open_images(args.data),
+        args.out,
+        recipe,
+        bar=progress,
+        val=None if args.val is None else open_images(args.val),
+        init=args.init,
+        force=args.force,
+        device=device,
+    )
+    if args.json:
+        _print_json(result.to_json())
+        return 0
+    metrics, last = result.checkpoint.metrics, result.history[-1]
+    print(f"{recipe.model.name}: {len(result.history)} epochs of {_data(result.checkpoint.data)}")
+    print(f"last epoch: loss {last.loss:.3f}, {last.images_per_second:.0f} images/s")
+    for split, measured in metrics.items():
+        print(f"{split:5} top-1 {measured['top1']:6.1%}  n = {measured['count']}")
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
+    from edgereg.progress import progress
+    from edgereg.train.run import eval_run
+
+    checkpoint, result = eval_run(args.checkpoint, open_images(args.data), bar=progress)
+    per_class = dict(zip(checkpoint.class_names, result.per_class, strict=True))
+    if args.json:
+        # JSON has no NaN: a class without an image has no accuracy
+        shown = {name: None if share != share else share for name, share in per_class.items()}
+        _print_json({"top1": result.top1, "count": result.count, "per_class": shown})
+        return 0
+    print(f"top-1 {result.top1:.1%}  n = {result.count}")
+    for name, share in per_class.items():
+        print(f"  {name:20} {'no image' if share != share else f'{share:6.1%}'}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
+    from edgereg.ship import ship
+
+    result = ship(
+        args.checkpoint,
+        open_images(args.data),
+        args.out,
+        target=args.target,
+        force=args.force,
+        on_stage=lambda stage: print(f"... {stage}", file=sys.stderr, flush=True),
+    )
+    judged, comparison, accuracy = result.conformance, result.comparison, result.accuracy
+    if args.json:
+        _print_json(
+            {
+                "bundle": str(result.path),
+                "conformance": {"judge": judged.judge, "verdict": judged.verdict},
+                "max_scaled_error": comparison.max_scaled_error,
+                "top1": None if accuracy is None else accuracy.top1,
+                "simplify": result.report.to_json(),
+            }
+        )
+        return 0
+    print(_simplify_text(result.report))
+    print(f"{args.target}: {judged.verdict} ({judged.judge}: {judged.detail})")
+    print(
+        f"fp32: scaled error {comparison.max_scaled_error:.1e} on {comparison.count} golden images"
+    )
+    if accuracy is not None:
+        print(f"fp32: top-1 {accuracy.top1:.1%} on {accuracy.count} held-out images")
+    print(f"wrote {result.path}")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> "tuple[Recipe, str]":
+    import torch
+
+    from edgereg.recipe import load_recipe
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_recipe(args.recipe, args.recipe_flags), device
+
+
+def _simplify_text(report: "SimplifyReport") -> str:
+    before, after = report.before, report.after
+    lines = [
+        f"{what:12} {getattr(before, key):>9,} -> {getattr(after, key):>9,}"
+        for what, key in (
+            ("nodes", "nodes"),
+            ("parameters", "parameters"),
+            ("BatchNorm", "batchnorms"),
+            ("dropout", "dropouts"),
+        )
+    ]
+    lines += [f"left: {site}: {reason}" for site, reason in report.skipped.items()]
+    return "\n".join([*lines, f"float64 relative error {report.model_error:.1e}"])
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    return f"{data['name']} ({data['count']} images)"
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))

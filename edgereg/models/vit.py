@@ -1,0 +1,85 @@
+"""A small vision transformer (Dosovitskiy et al., 2010.11929), pre-norm, without a class token."""
+
+import torch
+from torch import Tensor, nn
+
+from edgereg.models.attention import SelfAttention
+
+__all__ = ["SmallViT"]
+
+
+class SmallViT(nn.Module):
+    """Turn images into one vector each.
+
+    The image is cut into patches, each becomes a token; blocks of attention and perceptron follow;
+    the tokens' mean is the answer. The patch embedding is two convolutions with BatchNorm instead
+    of one large one, which small data sets need (Xiao et al., "Early convolutions help
+    transformers see better", 2106.14881).
+
+    Args:
+        image_size: Height and width of the input, in pixels.
+        patch_size: Height and width of a patch: a multiple of 2 that divides `image_size`.
+        dim: Width D of a token.
+        depth: Number of blocks.
+        heads: Attention heads a block.
+        dropout: Rate after the position embedding, on attention and in the perceptrons.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int = 96,
+        depth: int = 4,
+        heads: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size or patch_size % 2:
+            raise ValueError(f"patch_size must be even and divide {image_size}, not {patch_size}")
+        self.feature_dim = dim
+        self.patches = nn.Sequential(
+            nn.Conv2d(3, dim // 2, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(dim // 2),
+            nn.GELU(),
+            nn.Conv2d(dim // 2, dim, patch_size // 2, stride=patch_size // 2, bias=False),
+            nn.BatchNorm2d(dim),
+        )
+        self.position = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2, dim))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(
+            *(Block(dim, heads=heads, dropout=dropout) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, D) from images (B, 3, H, W), normalized."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = self.blocks(self.dropout(tokens + self.position))
+        features: Tensor = self.norm(tokens).mean(dim=1)
+        return features
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron, each added to what came in."""
+
+    def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads=heads, dropout=dropout)
+        self.perceptron_norm = nn.LayerNorm(dim)
+        self.perceptron = nn.Sequential(
+            nn.Linear(dim, 4 * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (B, T, D) from (B, T, D)."""
+        tokens = tokens + self.attention(self.attention_norm(tokens))
+        result: Tensor = tokens + self.perceptron(self.perceptron_norm(tokens))
+        return result

@@ -1,0 +1,44 @@
+"""One remembered vector for each image (Wu et al., 1805.01978; PIRL, 1912.01991, section 2.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MemoryBank"]
+
+
+class MemoryBank(nn.Module):
+    """Rows m_I, one an image, unit length, moved by an exponential mean.
+
+    Args:
+        size: Images N in the data set.
+        dim: Width of a vector.
+        momentum: Share of the old row that is kept, in [0, 1]; the paper's is 0.5.
+        generator: Draws the first rows.
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self, size: int, dim: int, *, momentum: float = 0.5, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        rows = torch.rand(size, dim, generator=generator) - 0.5
+        self.register_buffer("rows", F.normalize(rows, dim=1))
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, embeddings: Tensor) -> None:
+        """Move the rows of a batch: m <- normalize(momentum * m + (1 - momentum) * f(v_I)).
+
+        Args:
+            indices: (B,) int64, distinct.
+            embeddings: (B, dim), unit length.
+        """
+        moved = torch.lerp(embeddings.detach(), self.rows[indices], self.momentum)
+        self.rows[indices] = F.normalize(moved, dim=1)
+
+    def negatives(self, count: int, *, generator: torch.Generator) -> Tensor:
+        """Return (K, dim) rows, drawn with replacement from all, as the released code does."""
+        chosen = torch.randint(len(self.rows), (count,), generator=generator)
+        return self.rows[chosen.to(self.rows.device)]

@@ -1,0 +1,1 @@
+"""From an nn.Module to a bundle: fold, strip, ONNX, conformance."""

@@ -1,0 +1,107 @@
+"""Run a model as mathematics: in float64 and with dropout at rest, whatever its code says.
+
+`model.double()` alone does not suffice: code says `x.float()` and `torch.zeros(3,
+dtype=torch.float32)`, a plain tensor attribute stays float32, and a functional dropout may be live
+in evaluation mode.
+"""
+
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from export.sites import DROPOUT_OPERATORS, operator_name
+
+__all__ = ["attention_at_rest", "evaluate", "node_values"]
+
+_ROUNDED = {torch.float32, torch.float16, torch.bfloat16}
+_DROPOUTS = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.feature_dropout,
+    torch.alpha_dropout,
+    torch.feature_alpha_dropout,
+}
+_ATTENTIONS = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default}
+
+
+def evaluate(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return a module's output tensors, computed in float64 with dropout at rest."""
+    with _mathematics():
+        return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+
+
+def node_values(
+    module: GraphModule, inputs: tuple[Tensor, ...], *, names: Set[str]
+) -> dict[str, Tensor]:
+    """Return the values that the named nodes have in one such run."""
+    recorder = _Recorder(module, names)
+    with _mathematics():
+        recorder.run(*inputs)
+    return recorder.values
+
+
+def attention_at_rest(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of scaled_dot_product_attention with dropout_p, its fifth, at zero."""
+    if len(args) > 4:
+        return (*args[:4], 0.0, *args[5:]), kwargs
+    return args, {**kwargs, "dropout_p": 0.0}
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and keeps the values of some nodes."""
+
+    def __init__(self, module: GraphModule, names: Set[str]) -> None:
+        super().__init__(module)
+        self.names = names
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, node: Node) -> Any:
+        value = super().run_node(node)
+        if node.name in self.names:
+            self.values[node.name] = value.clone()  # an in-place operator may follow
+        return value
+
+
+class _Float64(TorchFunctionMode):
+    """Turns every lower precision, of a tensor or asked for by name, into float64; dropout off."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map(_widen, (args, kwargs or {}))
+        if function in _DROPOUTS or operator_name(function) in DROPOUT_OPERATORS:
+            return args[0] if args else kwargs["input"]
+        if function in _ATTENTIONS:
+            args, kwargs = attention_at_rest(args, kwargs)
+        if function is Tensor.float or function is Tensor.half or function is Tensor.bfloat16:
+            return args[0].double()
+        return function(*args, **kwargs)
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _ROUNDED else value
+    return torch.float64 if isinstance(value, torch.dtype) and value in _ROUNDED else value
+
+
+@contextmanager
+def _mathematics() -> Iterator[None]:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of tensors made without a dtype
+    try:
+        with torch.no_grad(), _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(default)

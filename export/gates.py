@@ -1,0 +1,61 @@
+"""Structural rules for an exported ONNX file, checked before anybody else reads it."""
+
+import onnx
+
+from deploy.errors import CheckFailedError
+from export.targets import Target
+
+__all__ = ["assert_exportable"]
+
+_FORBIDDEN = {"BatchNormalization", "Dropout"}
+
+
+def assert_exportable(model: bytes, target: Target) -> None:
+    """Insist that a model is one self-contained file of the target's opset.
+
+    Raises:
+        CheckFailedError: A rule is broken; every broken one is named.
+    """
+    broken = [text for text in _violations(onnx.load_model_from_string(model), target) if text]
+    if broken:
+        raise CheckFailedError(
+            f"an ONNX file for {target.name} is self-contained and of opset {target.opset}, and "
+            "only its batch size is free",
+            found="; ".join(broken),
+            remedy="report it together with the model's code; nothing was exported",
+        )
+
+
+def _violations(proto: onnx.ModelProto, target: Target) -> list[str]:
+    graph = proto.graph
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    external = [t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    subgraphs = [node.name for node in graph.node if any(a.HasField("g") for a in node.attribute)]
+    forbidden = [node.name for node in graph.node if node.op_type in _FORBIDDEN]
+    foreign = [node.name for node in graph.node if node.domain]
+    return [
+        f"opsets {opsets}" if opsets != {"": target.opset} else "",
+        f"{len(proto.functions)} local functions" if proto.functions else "",
+        f"weights outside the file: {external}" if external else "",
+        f"control flow: {subgraphs}" if subgraphs else "",
+        f"sites left by the simplification: {forbidden}" if forbidden else "",
+        f"operators of other domains: {foreign}" if foreign else "",
+        _checker_complaint(proto),
+        *(_shape_violation(value) for value in [*graph.input, *graph.output]),
+    ]
+
+
+def _checker_complaint(proto: onnx.ModelProto) -> str:
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"onnx's checker says: {str(error).splitlines()[0]}"
+    return ""
+
+
+def _shape_violation(value: onnx.ValueInfoProto) -> str:
+    """Say what is wrong with an input's or output's shape, which must be ("batch", number, ...)."""
+    dimensions = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+    batch, *others = dimensions or [0]
+    fine = batch == "batch" and all(isinstance(size, int) and size > 0 for size in others)
+    return "" if fine else f"'{value.name}' has shape {dimensions}"

@@ -1,0 +1,67 @@
+"""The readme.md of a bundle: what is in it and how good it is, by the figures of this export."""
+
+import json
+
+from deploy.bundle.manifest import Manifest
+from deploy.measure.compare import Comparison
+from export.report import SimplifyReport, order_above
+
+__all__ = ["LICENSES", "model_card"]
+
+LICENSES = """\
+This bundle was written by edgereg, whose Apache-2.0 licence does not extend to what it packs.
+The weights are under the licence of the model and of the data that they were trained on; the golden
+images are under that of their data set. See the provenance in manifest.json.
+"""
+
+
+def model_card(manifest: Manifest, report: SimplifyReport, comparison: Comparison) -> str:
+    """Return the model card as Markdown."""
+    variant = manifest.variants["fp32"]
+    spec, target = manifest.preprocessing, manifest.target
+    folded = report.before.batchnorms - report.after.batchnorms
+    stripped = report.before.dropouts - report.after.dropouts
+    accuracy, judged = "not measured: no held-out images were given", variant.conformance
+    if variant.accuracy is not None:
+        top1, count = variant.accuracy.top1, variant.accuracy.count
+        accuracy = f"{top1:.2%} top-1 on {count} held-out images, by ONNX Runtime"
+    rows = {
+        "Task": f"{manifest.task}, {len(manifest.labels)} classes, listed in labels.txt",
+        "Target": f"{target['name']} ({target['runtime']})",
+        "Input": f"`images` float32 (batch, 3, {spec.height}, {spec.width}), RGB",
+        "Pre-processing": (
+            f"{spec.resize}, crop {spec.crop_fraction:g}, x / 255, "
+            f"mean {list(spec.mean)}, std {list(spec.std)}"
+        ),
+        "Output": f"`logits` float32 (batch, {len(manifest.labels)})",
+        "Accuracy, fp32": accuracy,
+        "Conformance": f"{judged.verdict} ({judged.judge}): {judged.detail}",
+        "Against the model in float64": (
+            f"error at most {order_above(comparison.max_scaled_error):g} of the logits' range and "
+            f"{comparison.top1_agreement:.0%} the same top-1, on {comparison.count} golden images"
+        ),
+        "Simplified": (
+            f"{folded} BatchNorms folded, {stripped} dropouts stripped, "
+            f"{report.before.nodes} nodes to {report.after.nodes}; "
+            f"in float64 the outputs moved by at most {order_above(report.model_error):g}"
+        ),
+    }
+    table = "\n".join(f"| {key} | {value.replace('|', '/')} |" for key, value in rows.items())
+    provenance = json.dumps(manifest.provenance, indent=1, sort_keys=True)
+    return f"""\
+# {manifest.name}
+
+| | |
+|---|---|
+{table}
+
+Check it where it is to run: `edgereg verify {manifest.name}.bundle`
+
+Nothing here was measured on the target itself.
+
+## Provenance
+
+```json
+{provenance}
+```
+"""

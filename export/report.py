@@ -1,0 +1,110 @@
+"""What a pass, and the whole simplification, did: plain data, a bundle's `simplify.json`."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Change", "Counts", "PassReport", "SimplifyReport", "order_above"]
+
+
+def order_above(error: float) -> float:
+    """Return the smallest power of ten that an error does not exceed; 0 for 0."""
+    return float(f"1e{math.ceil(math.log10(error))}") if error else 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One site that a pass rewrote, with the promise that makes it provable.
+
+    Args:
+        site: The site's module name, or its node's name where it is a functional call.
+        what: What was done, as a phrase: "folded into conv1".
+        before: A node of the graph before the pass.
+        after: The node of the graph after the pass that must have the same value.
+    """
+
+    site: str
+    what: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did.
+
+    Args:
+        changed: The sites that it rewrote.
+        skipped: Each site that it left as it was, with the reason.
+    """
+
+    changed: tuple[Change, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The size of a traced module: nodes that compute, parameter elements, and sites."""
+
+    nodes: int
+    parameters: int
+    batchnorms: int
+    dropouts: int
+
+
+@dataclass(frozen=True)
+class SimplifyReport:
+    """What a simplification did, and the float64 evidence that it changed nothing.
+
+    Every error is relative, max|actual - reference| / max|reference|, in float64.
+
+    Args:
+        passes: Each pass' report by the pass' name, in the order in which they ran.
+        site_errors: The error at each rewritten site, simplified against traced.
+        model_error: The error at the outputs, simplified against traced.
+        trace_error: The error at the outputs, traced against the model that was handed in.
+        batch_sizes: The batch sizes at which the outputs were compared.
+        before: The traced module's counts.
+        after: The simplified module's counts.
+    """
+
+    passes: dict[str, PassReport]
+    site_errors: dict[str, float]
+    model_error: float
+    trace_error: float
+    batch_sizes: tuple[int, ...]
+    before: Counts
+    after: Counts
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Every site that some pass left as it was, with the reason."""
+        return {
+            site: reason
+            for report in self.passes.values()
+            for site, reason in report.skipped.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values; errors as the power of ten above them.
+
+        The digits of a rounding error depend on the machine and its number of threads, and the same
+        model is to give the same file.
+        """
+        return {
+            "passes": {
+                name: {
+                    "changed": {change.site: change.what for change in report.changed},
+                    "skipped": report.skipped,
+                }
+                for name, report in self.passes.items()
+            },
+            "float64_relative_error_below": {
+                "sites": {site: order_above(error) for site, error in self.site_errors.items()},
+                "model": order_above(self.model_error),
+                "trace": order_above(self.trace_error),
+                "batch_sizes": list(self.batch_sizes),
+            },
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+        }

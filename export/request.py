@@ -1,0 +1,90 @@
+"""What an export is made of, beside the model, and the rules for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.errors import BadInputError
+from deploy.runtime.preprocess import Preprocessing
+from export.model_card import LICENSES
+
+__all__ = ["MIN_GOLDEN", "ExportRequest", "check_request"]
+
+# Latencies of so many images have a 90th percentile (device-side statistics want 64).
+MIN_GOLDEN = 64
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What an export is made of, beside the model.
+
+    Args:
+        name: The bundle's name.
+        target: A key of `export.targets.TARGETS`.
+        labels: The classes' names, in the order of the logits.
+        preprocessing: From a decoded image to the model's input.
+        golden_images: At least 64 encoded images (PNG, JPEG, WEBP, BMP): the bundle's reference
+            inputs.
+        golden_labels: Their classes; every class must occur.
+        holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes.
+        provenance: JSON values: recipe, data set hash, versions, commit. No time, host or path.
+        licenses: What the licenses.txt of the bundle says.
+    """
+
+    name: str
+    target: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    golden_images: Sequence[bytes]
+    golden_labels: Sequence[int] | None = None
+    holdout: tuple[Sequence[NDArray[np.uint8]], Sequence[int]] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    licenses: str = LICENSES
+
+
+def check_request(request: ExportRequest) -> None:
+    """Refuse labels and golden images that cannot make a useful bundle.
+
+    Raises:
+        BadInputError: There are too few golden images, not one of each class, or classes that
+            are not the labels'.
+    """
+    if any(not label.isprintable() or not label for label in request.labels):
+        raise BadInputError(
+            "a label is one line of printable text",
+            found=repr(request.labels),
+            remedy="rename the class",
+        )
+    classes, count = len(request.labels), len(request.golden_images)
+    if count < MIN_GOLDEN:
+        raise BadInputError(
+            f"a bundle has at least {MIN_GOLDEN} golden images",
+            found=f"{count}",
+            remedy="give more, labelled or not, that are like what the camera will see",
+        )
+    if request.golden_labels is not None:
+        _check_classes("golden", request.golden_labels, count=count, classes=classes)
+        missing = sorted(set(range(classes)) - set(request.golden_labels))
+        if missing:
+            raise BadInputError(
+                "labelled golden images show every class",
+                found=f"none of {', '.join(request.labels[i] for i in missing)}",
+                remedy="add one of each, or leave the golden images without labels",
+            )
+    if request.holdout is not None:
+        images, labels = request.holdout
+        _check_classes("held-out", labels, count=len(images), classes=classes)
+
+
+def _check_classes(which: str, labels: Sequence[int], *, count: int, classes: int) -> None:
+    outside = [label for label in labels if not 0 <= label < classes]
+    if len(labels) != count or count == 0 or outside:
+        raise BadInputError(
+            f"each {which} image has a class from 0 to {classes - 1}",
+            found=f"{count} images, {len(labels)} classes"
+            + (f", of them {outside[0]}" if outside else ""),
+            remedy="check that the images and the labels come from the same data set",
+        )

@@ -1,0 +1,27 @@
+"""Run an exported file by ONNX Runtime on the CPU, while there is no bundle to open."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+__all__ = ["open_session", "run_batches"]
+
+_BATCH = 64
+
+
+def open_session(model: bytes) -> Any:
+    """Load a model; one thread, so that a second run adds in the same order."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_batches(model: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the first output for (N, ...) inputs, computed in small batches."""
+    session = open_session(model)
+    name = session.get_inputs()[0].name
+    batches = (inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH))
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])

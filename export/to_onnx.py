@@ -1,0 +1,148 @@
+"""Write a simplified module as one ONNX file, and check that the file says what was asked for.
+
+The same module gives the same bytes: whatever records the machine or the run (stack traces, paths,
+torch's build) is removed.
+"""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from deploy.bundle.manifest import Tolerance
+from deploy.errors import CheckFailedError
+from deploy.measure.compare import compare
+from export.run_onnx import open_session
+from export.targets import Target
+
+__all__ = ["to_onnx"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_SAME = Tolerance(
+    max_scaled_error=1e-4,
+    min_top1_agreement=0.0,
+    reason="one float32 graph run by two libraries that add in different orders: 1e-6 is usual",
+)
+
+
+def to_onnx(
+    module: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    target: Target,
+    input_names: Sequence[str] = ("images",),
+    output_names: Sequence[str] = ("logits",),
+) -> bytes:
+    """Return a module as a serialised ONNX model with a dynamic batch size.
+
+    Args:
+        module: A simplified module in evaluation mode.
+        example_inputs: A batch of at least 2.
+        target: Gives the opset.
+        input_names: Of the graph, in the order of the arguments.
+        output_names: Of the graph, in the order of the outputs.
+
+    Raises:
+        CheckFailedError: The file has another opset, or does not compute what the module does.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        module,
+        example_inputs,
+        dynamo=True,
+        opset_version=target.opset,
+        dynamic_shapes=tuple({0: batch} for _ in example_inputs),
+        input_names=input_names,
+        output_names=output_names,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    _name_nodes(proto.graph)
+    _strip_provenance(proto)
+    _check_opset(proto, target)
+    model = bytes(proto.SerializeToString(deterministic=True))
+    _check_batches(model, module, example_inputs, input_names=input_names)
+    return model
+
+
+def _check_opset(proto: onnx.ModelProto, target: Target) -> None:
+    """Read the opset back: torch silently takes another if it cannot write the one asked for."""
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    if opsets != {"ai.onnx": target.opset}:
+        raise CheckFailedError(
+            f"a model for {target.name} is written in opset {target.opset} and no other",
+            found=f"torch {torch.__version__} wrote {opsets}",
+            remedy="export for another target, or with another torch",
+        )
+
+
+def _check_batches(
+    model: bytes,
+    module: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    input_names: Sequence[str],
+) -> None:
+    """Run the file and the module at two batch sizes; exporters bake in one (pytorch #157621)."""
+    session = open_session(model)
+    for inputs in _two_batches(example_inputs):
+        with torch.no_grad():
+            expected = [output.numpy() for output in tree_leaves(module(*inputs))]
+        feeds = {name: x.numpy() for name, x in zip(input_names, inputs, strict=True)}
+        try:
+            problem = _difference(session.run(None, feeds), expected)
+        except Exception as error:  # ONNX Runtime's exceptions share no documented base
+            problem = f"ONNX Runtime says: {' '.join(str(error).split())}"
+        if problem:
+            raise CheckFailedError(
+                "an exported file computes what the module does, for every batch size",
+                found=f"at batch size {len(inputs[0])}: {problem}",
+                remedy="report it together with the model's code; nothing was exported",
+            )
+
+
+def _difference(actual: list[NDArray[Any]], expected: list[NDArray[Any]]) -> str:
+    """Say how two lists of outputs differ, or return nothing."""
+    if [a.shape for a in actual] != [e.shape for e in expected]:
+        return f"shapes {[a.shape for a in actual]} instead of {[e.shape for e in expected]}"
+    comparisons = (compare(a, e, _SAME) for a, e in zip(actual, expected, strict=True))
+    return "; ".join(reason for comparison in comparisons for reason in comparison.reasons)
+
+
+def _two_batches(example_inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    yield tuple(x[:1] for x in example_inputs)
+    yield tuple(torch.cat([x, x[:1]]) for x in example_inputs)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name every node MODULE/OPERATOR, so that a parser's refusal points into the model's code."""
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES, "[]")
+        module = [*ast.literal_eval(scopes)][-2:-1]  # the last one is the operator's own
+        path = module[0] if module and not module[0].startswith("_empty_nn") else ""
+        name = f"{path}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _strip_provenance(proto: onnx.ModelProto) -> None:
+    """Remove stack traces, torch's own notes, inferred shapes, and opsets that no node uses."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    graph.ClearField("value_info")
+    proto.producer_name, proto.producer_version = "edgereg", ""
+    used = {node.domain for node in graph.node}
+    kept = [entry for entry in proto.opset_import if entry.domain in used]
+    proto.ClearField("opset_import")
+    proto.opset_import.extend(kept)

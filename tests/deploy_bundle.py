@@ -1,0 +1,100 @@
+"""A small real bundle for the tests of deploy/: a linear classifier on the mean colour."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.bundle.manifest import (
+    FORMAT_VERSION,
+    Conformance,
+    Golden,
+    Manifest,
+    TensorSpec,
+    Tolerance,
+    Variant,
+)
+from deploy.bundle.read import Bundle, open_bundle
+from deploy.bundle.write import write_bundle
+from deploy.runtime.decode import encode_png
+from deploy.runtime.preprocess import Preprocessing, preprocess
+
+SIZE, LABELS, COUNT = 8, ("red", "green", "blue"), 6
+SPEC = Preprocessing(SIZE, SIZE, "stretch", 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+FP32 = Tolerance(1e-5, 1.0, "float32 sums in another order")
+
+
+def golden_pixels(count=COUNT, size=SIZE):
+    """(size, size, 3) uint8 images in which each class in turn prevails."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 100, (count, size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        image[:, :, i % 3] += 100
+    return list(images)
+
+
+def linear_onnx(weight, *, name="images", size=SIZE):
+    """logits = the mean over the image's pixels @ weight (3, classes)."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", [name], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [numpy_helper.from_array(weight.astype(np.float32), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def bundle_parts(*, encode=encode_png, suffix="png", tolerance=FP32):
+    """A manifest without files, and the contents."""
+    weight = np.eye(3, dtype=np.float32) + 0.1
+    encoded = [encode(image) for image in golden_pixels()]
+    inputs = preprocess(golden_pixels(), SPEC)
+    names = tuple(f"golden/{i}.{suffix}" for i in range(COUNT))
+    contents = {
+        "model.fp32.onnx": linear_onnx(weight),
+        "golden/preprocessed.npy": npy(inputs),
+        "golden/outputs.npy": npy(inputs.mean(axis=(2, 3)) @ weight),
+        "golden/labels.npy": npy(np.arange(COUNT) % 3),
+        **dict(zip(names, encoded, strict=True)),
+    }
+    accepted = Conformance("none", "not required", "onnxruntime runs it")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name="colours",
+        task="classification",
+        target={"name": "onnxruntime-x86", "opset": 20},
+        inputs=(TensorSpec("images", "float32", ("batch", 3, SIZE, SIZE)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 3)),),
+        preprocessing=SPEC,
+        labels=LABELS,
+        variants={"fp32": Variant("model.fp32.onnx", "fp32", tolerance, accepted, None)},
+        golden=Golden(
+            COUNT, names, "golden/labels.npy", "golden/preprocessed.npy", "golden/outputs.npy"
+        ),
+        provenance={"seed": 0},
+        files=(),
+    )
+    return manifest, contents
+
+
+def write_small_bundle(path: Path, **changes) -> Bundle:
+    """Write it with some contents replaced, and open it."""
+    manifest, contents = bundle_parts()
+    write_bundle(path, manifest, contents | changes)
+    return open_bundle(path)

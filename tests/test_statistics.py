@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from deploy.measure.statistics import median_interval, minimum_samples, percentile, summarize
+
+
+@pytest.mark.parametrize(("q", "n"), [(50, 11), (90, 64), (95, 130), (99, 662), (99.9, 6636)])
+def test_the_smallest_samples_are_those_of_mlperf(q, n):
+    assert minimum_samples(q) == n
+
+
+@pytest.mark.parametrize("q", [50, 90, 95, 99])
+def test_a_percentile_is_reported_from_the_smallest_sample_on(q):
+    n = minimum_samples(q)
+    assert percentile(range(n - 1), q) is None
+    assert percentile(range(n), q) is not None
+
+
+def test_a_percentile_is_the_sample_of_its_rank_in_any_order():
+    samples = np.random.default_rng(0).permutation(1000) + 1.0
+    assert [percentile(samples, q) for q in (50, 90, 95, 99)] == [500, 900, 950, 990]
+
+
+@pytest.mark.parametrize("n", [8, 25, 200])
+def test_the_interval_covers_the_true_median_as_often_as_it_says(n):
+    rng = np.random.default_rng(n)
+    intervals = [median_interval(rng.exponential(size=n)) for _ in range(2000)]
+    covered = np.mean([low <= np.log(2) <= high for low, high in intervals])
+    assert covered >= 0.985  # 99 %, less four standard errors of the simulation
+
+
+def test_a_narrower_interval_does_not_cover_as_often():
+    rng = np.random.default_rng(0)
+    samples = [np.sort(rng.exponential(size=200)) for _ in range(2000)]
+    assert np.mean([s[89] <= np.log(2) <= s[110] for s in samples]) < 0.985
+
+
+def test_an_interval_needs_eight_samples():
+    assert median_interval(range(7)) is None
+    assert median_interval(range(8)) == (0, 7)
+
+
+def test_the_interval_of_a_long_run_is_narrow():
+    assert median_interval(range(100_000)) == (49_592, 50_407)
+
+
+def test_a_summary_leaves_out_what_the_sample_cannot_say():
+    summary = summarize([1.0, 2.0, 4.0] * 30)
+    assert (summary.count, summary.mean) == (90, pytest.approx(7 / 3))
+    assert summary.percentiles == {"p50": 2.0, "p90": 4.0, "p95": None, "p99": None}
