@@ -147,9 +147,9 @@ def _build(settings: Any, flags: Sequence[str]) -> Recipe:
         recipe = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
         raise RecipeError(
-            "a setting has the type that `edgereg train --help` names",
+            "a setting must be of its type",
             found=" ".join(str(error).split()),
-            remedy="change it",
+            remedy="see docs/recipes.md",
         ) from error
     return Recipe(**{f.name: recipe[f.name] for f in dataclasses.fields(Recipe)})
 

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("svg")  # no display is needed, nor looked for
-
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["accuracy_bars", "latency_histogram", "loss_curves"]
 
@@ -44,6 +42,7 @@ def loss_curves(curves: Mapping[str, Sequence[float]]) -> str:
     figure, axes = _figure(height=2.8)
     for place, (name, losses) in enumerate(curves.items()):
         axes.plot(range(1, len(losses) + 1), losses, label=name, color=_COLOURS[place % 4])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.legend(frameon=False)

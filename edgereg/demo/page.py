@@ -6,7 +6,7 @@ from html import escape
 from deploy.measure.verify import StageReport
 from edgereg.demo.charts import accuracy_bars, latency_histogram, loss_curves
 from edgereg.demo.pictures import Pictures
-from edgereg.demo.run import OTHER, SAME, DemoResult
+from edgereg.demo.result import OTHER, SAME, DemoResult
 
 __all__ = ["render"]
 
@@ -18,6 +18,7 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-top: 1px solid #d3dae2; 
 p { max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: .75rem 0; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e4e9ee; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.text { text-align: left; white-space: normal; }
 .scroll { overflow-x: auto; }
@@ -84,7 +85,7 @@ def _head(result: DemoResult) -> str:
         f"<b>{gain:+.1f} points</b>. Exported, judged by NVIDIA's parser and builder, verified and timed: "
         f"{verdict}.</p>\n{warning}"
         f'<p class="note">{escape(machine)}. {sum(result.seconds.values()):.0f} s in all: '
-        + ", ".join(f"{escape(stage)} {s:.0f} s" for stage, s in result.seconds.items())
+        + ", ".join(f"{escape(stage)} {s:.1f} s" for stage, s in result.seconds.items())
         + ".</p>"
     )
 
@@ -203,6 +204,7 @@ def _parity(result: DemoResult) -> str:
         {
             f"{r.figures['target']}: {r.figures['judge']}, {r.figures['detail']}"
             for r in result.exports.values()
+            if r.figures["verdict"] != "not required"
         }
     )
     return (
@@ -218,7 +220,7 @@ def _parity(result: DemoResult) -> str:
                 "allowed",
                 "top-1 agreement",
                 "result",
-                "parser and builder",
+                "NVIDIA's builder",
             ),
             rows,
             raw=6,
@@ -273,7 +275,7 @@ def _limits(result: DemoResult) -> str:
     return (
         "<h2>What was not run</h2>\n<p>No Jetson and no TensorRT proper: engines are built on the device. NVIDIA's "
         "own ONNX parser and builder (TensorRT-RTX, on the CPU) judged the jetpack6.2 bundles; ONNX Runtime's CPU "
-        "provider computed every figure above.</p>\n"
+        "provider computed the parity, the latencies and the answers above, PyTorch on the CPU the accuracies.</p>\n"
         "<p>Go on with <code>edgereg verify</code>, <code>bench</code> and <code>infer</code> on:</p>\n<ul>"
         + "".join(
             f"<li><code>{escape(str(result.out / 'bundles' / f'{name}.bundle'))}</code></li>"
