@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploy.measure.verify import VerifyReport
     from deploy.runtime.runner import Runner
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "positive_int"]
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,7 +49,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         metavar="S",
         help="seconds to run (default: %(default)g)",
     )
-    limit.add_argument("--count", type=_positive_int, metavar="N", help="time N images instead")
+    limit.add_argument("--count", type=positive_int, metavar="N", help="time N images instead")
     bench.add_argument(
         "--warmup",
         type=_natural,
@@ -70,7 +70,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     infer.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image or a folder")
     infer.add_argument(
         "--top-k",
-        type=_positive_int,
+        type=positive_int,
         default=3,
         metavar="K",
         help="classes to report for each image (default: %(default)s)",
@@ -90,7 +90,7 @@ def _add_common(parser: argparse.ArgumentParser, *, json_help: str) -> None:
         "--precision", default="fp32", help="the bundle's variant (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=_positive_int, metavar="N", help="CPU threads (default: 1)"
+        "--threads", type=positive_int, metavar="N", help="CPU threads (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help=json_help)
 
@@ -229,7 +229,8 @@ def _json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1, allow_nan=False)
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """Read an argument that is 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")

@@ -9,7 +9,7 @@ leaves the old one whole, under a `.staging-` name.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +20,32 @@ __all__ = ["check_free", "publish_directory", "publish_text"]
 _STAGING = ".staging-"
 
 
-def check_free(destination: Path, *, force: bool, marker: str) -> None:
-    """Refuse a destination that exists, before any work is done.
+def check_free(destination: Path, *, force: bool, members: Collection[str]) -> None:
+    """Refuse, before any work is done, a destination that cannot be written or replaced.
 
     Args:
         destination: The directory that is to be written.
         force: Whether an earlier result may be replaced.
-        marker: The file that tells an earlier result of ours from somebody's directory, which not
-            even `force` replaces.
+        members: The names that such a result holds. A directory with anything else in it is
+            somebody's, and not even `force` replaces it.
 
     Raises:
-        BadInputError: It exists and may not be replaced.
+        BadInputError: It exists and may not be replaced, or there is no writing beside it.
     """
+    destination = destination.absolute()
+    above = next(path for path in destination.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise BadInputError(
+            "an output directory is written beside others, in a directory that can be written",
+            found=f"'{above}' is no such directory",
+            remedy="name another path",
+        )
+    if destination.resolve() == Path.cwd():
+        raise BadInputError(
+            "an output directory is made new",
+            found="the current directory",
+            remedy="name another path",
+        )
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise BadInputError(
             "an output directory must be a directory or not exist yet",
@@ -46,29 +60,32 @@ def check_free(destination: Path, *, force: bool, marker: str) -> None:
             found=f"'{destination}' exists and is not empty",
             remedy="name another path, or replace it with --force",
         )
-    if not (destination / marker).is_file():
+    strangers = sorted({path.name for path in destination.iterdir()} - set(members))
+    if strangers:
         raise BadInputError(
             "--force replaces only an earlier result of the same command",
-            found=f"'{destination}' holds no {marker}",
-            remedy="name another path, or remove the directory yourself",
+            found=f"'{destination}' holds {strangers[0]}, which such a result does not",
+            remedy="name another path, or move it away yourself",
         )
 
 
 @contextmanager
-def publish_directory(destination: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
+def publish_directory(
+    destination: Path, *, members: Collection[str], force: bool = False
+) -> Iterator[Path]:
     """Yield a staging directory that becomes `destination` when the block ends without an error.
 
     On an error the staging directory is removed and an existing destination is left as it was.
 
     Args:
         destination: The directory to appear.
-        marker: A file that every such result holds; see `check_free`.
+        members: The names that such a result holds; see `check_free`.
         force: Whether an earlier result may be replaced.
 
     Raises:
         BadInputError: The destination exists and may not be replaced.
     """
-    check_free(destination, force=force, marker=marker)
+    check_free(destination, force=force, members=members)
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=destination.parent))
     try:
@@ -76,7 +93,7 @@ def publish_directory(destination: Path, *, marker: str, force: bool = False) ->
         staging.chmod(0o755)  # mkdtemp's 0700 would hide the result from a service's user
         _flush_tree(staging)
         # Again: somebody may have written there in the meantime.
-        check_free(destination, force=force, marker=marker)
+        check_free(destination, force=force, members=members)
         _swap(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # a no-op after the swap

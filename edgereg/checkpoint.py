@@ -19,7 +19,7 @@ from edgereg.models.zoo import Classifier, ModelConfig, build_model
 from edgereg.recipe import Recipe, recipe_from_json
 
 __all__ = [
-    "MARKER",
+    "MEMBERS",
     "Checkpoint",
     "load_backbone",
     "load_checkpoint",
@@ -30,6 +30,7 @@ __all__ = [
 FORMAT_VERSION = 1
 MARKER = "checkpoint.json"
 _WEIGHTS = "model.safetensors"
+MEMBERS = (MARKER, _WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def save_checkpoint(
         **dataclasses.asdict(checkpoint),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    with publish_directory(path, marker=MARKER, force=force) as staging:
+    with publish_directory(path, members=MEMBERS, force=force) as staging:
         (staging / _WEIGHTS).write_bytes(weights)
         (staging / MARKER).write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
 
@@ -106,7 +107,7 @@ def load_classifier(path: Path) -> tuple[Classifier, Checkpoint]:
         raise CheckpointError(
             "this command needs a classifier",
             found=f"'{path}' is an {checkpoint.kind}, without a head",
-            remedy=f"train a head on it: edgereg train --init {path}",
+            remedy=f"train a head on it: edgereg train --init {path} --data DATA --out CHECKPOINT",
         )
     model = build_model(checkpoint.recipe.model, num_classes=len(checkpoint.class_names))
     _load(model, path)
@@ -186,4 +187,11 @@ def _described(path: Path) -> dict[str, Any]:
             remedy="upgrade edgereg, or train again",
         )
     assert isinstance(described, dict)
+    expected = {f.name for f in dataclasses.fields(Checkpoint)} | {"weights_sha256"}
+    if missing := sorted(expected - described.keys()):
+        raise CheckpointError(
+            f"{MARKER} holds {', '.join(sorted(expected))}",
+            found=f"'{path}' has no {missing[0]}",
+            remedy="copy the checkpoint again, or train again",
+        )
     return described

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from deploy import commands as device_commands
 from deploy.errors import DeployError
@@ -13,6 +14,13 @@ from edgereg.errors import EdgeregError
 __all__ = ["build_parser", "main"]
 
 
+class _Verb(argparse.ArgumentParser):
+    """A command's parser; beside a recipe's flags `--dat` must not pass for --data."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; nothing heavy is imported before a command runs."""
     parser = argparse.ArgumentParser(
@@ -20,7 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="From images, labelled or not, to a small, proved model on an embedded GPU.",
     )
     parser.add_argument("--version", action="version", version=f"edgereg {__version__}")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser_class: type[argparse.ArgumentParser] = _Verb
+    verbs = parser.add_subparsers(
+        title="commands",
+        metavar="COMMAND",
+        required=True,
+        parser_class=parser_class,
+    )
     host_commands.add_commands(verbs)
     device_commands.add_commands(verbs)
     for verb in verbs.choices.values():
@@ -36,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not getattr(args, "takes_recipe_flags", False):
+    strange = rest and not rest[0].startswith("--")
+    if rest and (strange or not getattr(args, "takes_recipe_flags", False)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.recipe_flags = rest
     try:
@@ -47,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"edgereg: error: {error.rule}", file=sys.stderr)
         print(f"  found:  {error.found}\n  remedy: {error.remedy}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("edgereg: interrupted; nothing was half written", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         if args.debug or error.name is None:
             raise
@@ -59,4 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader (head, say) has gone; Python would complain again when it flushes at exit
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123
         return 0
+    except OSError as error:
+        if args.debug:
+            raise
+        print(
+            f"edgereg: error: the files must be readable and writable\n  found:  {error}",
+            file=sys.stderr,
+        )
+        print("  remedy: check the path, its permissions and the free space", file=sys.stderr)
+        return 2
     return code

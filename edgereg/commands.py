@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.commands import positive_int
+from edgereg.errors import EdgeregError
+
 if TYPE_CHECKING:
     from edgereg.recipe import Recipe
     from export.report import SimplifyReport
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 _DATA_HELP = "a folder of images with one sub-folder a class, or emoji-10:VENDOR:SPLIT"
+_CHECKPOINT_HELP = "a directory that `edgereg train` wrote"
 _RECIPE_EPILOG = (
     "Any key of a recipe can be set on the command line and wins over the file: "
     "--epochs 10 --optim.lr 1e-3 --model.name torchvision:mobilenet_v3_small"
@@ -47,7 +51,7 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     train.set_defaults(handler=_train)
 
     evaluate = verbs.add_parser("eval", help="measure a checkpoint's accuracy")
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=_CHECKPOINT_HELP)
     evaluate.add_argument("--data", required=True, help=_DATA_HELP)
     _add_json(evaluate)
     evaluate.set_defaults(handler=_eval)
@@ -55,7 +59,7 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     export = verbs.add_parser(
         "export", help="fold, strip, prove and pack a checkpoint for a target"
     )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=_CHECKPOINT_HELP)
     export.add_argument("--target", required=True, help="such as jetpack6.2 or onnxruntime-x86")
     export.add_argument(
         "--data", required=True, help="images that were not trained on: " + _DATA_HELP
@@ -70,8 +74,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="CHECKPOINT", help="what to write"
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="CPU threads (default: torch's)"
+    )
     _add_output(parser)
     parser.set_defaults(takes_recipe_flags=True)
 
@@ -203,6 +211,14 @@ def _prepare(args: argparse.Namespace) -> "tuple[Recipe, str]":
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EdgeregError(
+            "the device must be one that torch finds here",
+            found=f"'{device}': {str(error).splitlines()[0]}",
+            remedy="leave --device out, or give cpu",
+        ) from error
     return load_recipe(args.recipe, args.recipe_flags), device
 
 

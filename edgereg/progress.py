@@ -1,11 +1,14 @@
-"""Progress on standard error: bars on a terminal; elsewhere a line for each job that ends."""
+"""Progress on standard error: bars on a terminal, now and then a line elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["Bars", "Report", "many_bars", "progress"]
+
+_QUIET_S = 30.0  # between two lines of a log
 
 Report = Callable[[int, str], None]
 """Called with the number of units done so far and a short text."""
@@ -23,11 +26,24 @@ def progress(description: str, total: int) -> Iterator[Report]:
         Call it with the units done so far and a text, such as the loss.
     """
     if not sys.stderr.isatty():
-        yield lambda done, text: None
+        yield _lines(description, total)
         return
     with _rich_bars() as bars:
         task = bars.add_task(description, total=total, text="")
         yield lambda done, text: bars.update(task, completed=done, text=text)
+
+
+def _lines(description: str, total: int) -> Report:
+    """Say how far it is in a log: a line every half minute."""
+    last = time.monotonic()
+
+    def report(done: int, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _QUIET_S:
+            last = time.monotonic()
+            print(f"{description}: {done}/{total} {text}", file=sys.stderr, flush=True)
+
+    return report
 
 
 class Bars:

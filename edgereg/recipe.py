@@ -161,10 +161,17 @@ def _refuse_unknown(settings: Mapping[str, Any], kind: type, prefix: str) -> Non
             raise RecipeError(
                 "a recipe's key must be known",
                 found=f"'{prefix}{key}'",
-                remedy=nearest(str(key), types),
+                remedy=nearest(f"{prefix}{key}", [f"{prefix}{known}" for known in types]),
             )
-        if dataclasses.is_dataclass(types[key]) and isinstance(value, Mapping):
-            _refuse_unknown(value, types[key], f"{prefix}{key}.")
+        if not dataclasses.is_dataclass(types[key]):
+            continue
+        if not isinstance(value, Mapping):
+            raise RecipeError(
+                f"{prefix}{key} is a mapping",
+                found=f"{prefix}{key}: {value!r}",
+                remedy=f"write `{key}: {{...}}`, or leave it out",
+            )
+        _refuse_unknown(value, types[key], f"{prefix}{key}.")
 
 
 def _refuse_unknown_path(path: str) -> None:

@@ -1,13 +1,21 @@
 """From a checkpoint and held-out images to a bundle: the door between training and export."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.publish import check_free
 from edgereg import __version__
 from edgereg.checkpoint import load_classifier
 from edgereg.data.images import Images, check_classes, digest, evenly, labels_of
-from export.exporter import ExportResult, export_bundle
+from edgereg.errors import DataError
+from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
 from export.request import MIN_GOLDEN, ExportRequest
+from export.targets import find_target
 
 __all__ = ["MAX_HOLDOUT", "ship"]
 
@@ -27,7 +35,8 @@ def ship(
 ) -> ExportResult:
     """Export a checkpoint for a target.
 
-    The golden images and those on which the accuracy is measured are taken from each class in turn.
+    The golden images are taken from each class in turn; those on which the accuracy is measured are
+    drawn at random, with a seed of their own.
 
     Args:
         checkpoint_path: A classifier's checkpoint.
@@ -40,20 +49,35 @@ def ship(
     Raises:
         DeployError, EdgeregError: Nothing was written.
     """
+    check_free(out, force=force, members=BUNDLE_MEMBERS)
+    find_target(target)
     model, checkpoint = load_classifier(checkpoint_path)
     labels = labels_of(images)
     check_classes(images, checkpoint.class_names)
+    if len(images) < MIN_GOLDEN:
+        raise DataError(
+            f"an export needs at least {MIN_GOLDEN} labelled images that were not trained on",
+            found=f"'{images.name}' has {len(images)}",
+            remedy="add images",
+        )
+    data_sha256 = digest(images)
+    if data_sha256 == checkpoint.data["sha256"]:
+        raise DataError(
+            "an export measures its accuracy on images that were not trained on",
+            found=f"'{images.name}' is the training data",
+            remedy="name a held-out data set with --data",
+        )
     golden = evenly(labels, max(MIN_GOLDEN, len(checkpoint.class_names)))
-    held_out = evenly(labels, MAX_HOLDOUT)
+    held_out = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_HOLDOUT])
     request = ExportRequest(
-        name=checkpoint_path.name,
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint_path.resolve().name),
         target=target,
         labels=checkpoint.class_names,
         preprocessing=checkpoint.recipe.preprocessing(),
         golden_images=[images.encoded(int(index)) for index in golden],
         golden_labels=[int(label) for label in labels[golden]],
         holdout=(
-            [images.load(int(index)) for index in held_out],
+            _Decoded(images, held_out),
             [int(label) for label in labels[held_out]],
         ),
         provenance={
@@ -64,8 +88,27 @@ def ship(
                 "name": images.name,
                 "count": len(images),
                 "measured_on": len(held_out),
-                "sha256": digest(images),
+                "sha256": data_sha256,
             },
         },
     )
     return export_bundle(model, out, request=request, force=force, on_stage=on_stage)
+
+
+class _Decoded(Sequence[NDArray[np.uint8]]):
+    """The images of some indices, each decoded when it is asked for."""
+
+    def __init__(self, images: Images, indices: NDArray[np.int64]) -> None:
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[NDArray[np.uint8]]: ...
+    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]]:
+        if isinstance(place, slice):
+            return _Decoded(self._images, self._indices[place])
+        return self._images.load(int(self._indices[place]))

@@ -95,7 +95,7 @@ def _child(judge_module: str, question: str, answer: str, proxy: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
     try:
         trt = importlib.import_module(judge_module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:  # installed and broken is an error, not an absence
         verdict = {
             "missing": f"{judge_module} is not here ({error}): pip install 'edgereg[conformance]'"
         }

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploy.bundle.manifest import (
+    DIGEST_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
     Accuracy,
@@ -49,14 +50,24 @@ from export.targets import Target, find_target
 from export.to_onnx import to_onnx
 from export.trace import floating_dtype, frozen_copy
 
-__all__ = ["ExportRequest", "ExportResult", "export_bundle"]
+__all__ = ["BUNDLE_MEMBERS", "ExportRequest", "ExportResult", "export_bundle"]
 
 FP32_TOLERANCE = Tolerance(
     max_scaled_error=1e-4,
     min_top1_agreement=1.0,
     reason="float32 rounding against float64 is 1e-6; 1e-4 leaves room for another order of sums",
 )
-_BATCH = 16  # of the float64 reference
+_BATCH = 16  # of the float64 reference, and of the images whose accuracy is measured
+BUNDLE_MEMBERS = (
+    MANIFEST_NAME,
+    DIGEST_NAME,
+    "golden",
+    "labels.txt",
+    "licenses.txt",
+    "model.fp32.onnx",
+    "readme.md",
+    "simplify.json",
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def export_bundle(
             is.
         CheckFailedError: A proof, a gate, the judge or the comparison with the reference failed.
     """
-    check_free(destination, force=force, marker=MANIFEST_NAME)
+    check_free(destination, force=force, members=BUNDLE_MEMBERS)
     target = find_target(request.target)
     _check_model(model)
     check_request(request)
@@ -237,8 +248,13 @@ def _accuracy(onnx_file: bytes, request: ExportRequest) -> Accuracy | None:
     if request.holdout is None:
         return None
     images, labels = request.holdout
-    logits = run_batches(onnx_file, preprocess(images, request.preprocessing))
-    return Accuracy(float(np.mean(logits.argmax(axis=1) == np.asarray(labels))), len(labels))
+    right = 0
+    for start in range(0, len(labels), _BATCH):  # photographs of a usual size fill the memory
+        these = range(start, min(start + _BATCH, len(labels)))
+        inputs = preprocess([images[index] for index in these], request.preprocessing)
+        answers = run_batches(onnx_file, inputs).argmax(axis=1)
+        right += int(np.sum(answers == np.asarray(labels[start : start + _BATCH])))
+    return Accuracy(right / len(labels), len(labels))
 
 
 def _versions() -> dict[str, str]:

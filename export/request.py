@@ -29,7 +29,8 @@ class ExportRequest:
         golden_images: At least 64 encoded images (PNG, JPEG, WEBP, BMP): the bundle's reference
             inputs.
         golden_labels: Their classes; every class must occur.
-        holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes.
+        holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes. They
+            are taken a few at a time, so the sequence may decode when it is asked.
         provenance: JSON values: recipe, data set hash, versions, commit. No time, host or path.
         licenses: What the licenses.txt of the bundle says.
     """

@@ -9,7 +9,7 @@ from deploy.publish import publish_directory, publish_text
 def old(tmp_path):
     """An earlier result."""
     path = tmp_path / "result"
-    with publish_directory(path, marker="manifest.json") as staging:
+    with publish_directory(path, members=("manifest.json",)) as staging:
         (staging / "manifest.json").write_text("old")
     return path
 
@@ -25,7 +25,7 @@ def test_a_result_appears_whole_and_readable_for_others(old):
 
 
 def test_nothing_is_there_while_the_block_runs(tmp_path):
-    with publish_directory(tmp_path / "deep" / "new", marker="m") as staging:
+    with publish_directory(tmp_path / "deep" / "new", members=("m",)) as staging:
         (staging / "m").write_text("x")
         assert not (tmp_path / "deep" / "new").exists()
     assert names(tmp_path / "deep") == ["new"]
@@ -35,7 +35,7 @@ def test_nothing_is_there_while_the_block_runs(tmp_path):
 def test_a_failure_in_the_block_leaves_the_old_result_and_no_staging(old, error):
     with (
         pytest.raises(error, match="boom"),
-        publish_directory(old, marker="manifest.json", force=True) as staging,
+        publish_directory(old, members=("manifest.json",), force=True) as staging,
     ):
         (staging / "manifest.json").write_text("half")
         raise error("boom")
@@ -45,7 +45,7 @@ def test_a_failure_in_the_block_leaves_the_old_result_and_no_staging(old, error)
 
 def test_force_replaces_an_earlier_result_as_a_whole(old):
     (old / "leftover").write_text("x")
-    with publish_directory(old, marker="manifest.json", force=True) as staging:
+    with publish_directory(old, members=("manifest.json", "leftover"), force=True) as staging:
         (staging / "manifest.json").write_text("new")
     assert (old / "manifest.json").read_text() == "new"
     assert names(old) == ["manifest.json"]
@@ -53,7 +53,7 @@ def test_force_replaces_an_earlier_result_as_a_whole(old):
 
 
 def test_without_force_an_earlier_result_is_refused_before_any_work(old):
-    with pytest.raises(BadInputError, match="--force"), publish_directory(old, marker="x"):
+    with pytest.raises(BadInputError, match="--force"), publish_directory(old, members=("x",)):
         pytest.fail("the block must not run")
 
 
@@ -63,7 +63,7 @@ def test_a_directory_of_somebody_else_is_never_replaced(tmp_path, force):
     (tmp_path / "photos" / "cat.png").write_text("x")
     with (
         pytest.raises(BadInputError, match="photos"),
-        publish_directory(tmp_path / "photos", marker="manifest.json", force=force),
+        publish_directory(tmp_path / "photos", members=("manifest.json",), force=force),
     ):
         pytest.fail("the block must not run")
     assert names(tmp_path / "photos") == ["cat.png"]
@@ -72,7 +72,7 @@ def test_a_directory_of_somebody_else_is_never_replaced(tmp_path, force):
 def test_files_that_appear_during_the_block_are_not_replaced(tmp_path):
     with (
         pytest.raises(BadInputError, match="not empty"),
-        publish_directory(tmp_path / "new", marker="m") as staging,
+        publish_directory(tmp_path / "new", members=("m",)) as staging,
     ):
         (staging / "m").write_text("x")
         (tmp_path / "new").mkdir()
@@ -83,7 +83,7 @@ def test_files_that_appear_during_the_block_are_not_replaced(tmp_path):
 
 def test_an_empty_directory_may_be_filled(tmp_path):
     (tmp_path / "new").mkdir()
-    with publish_directory(tmp_path / "new", marker="m") as staging:
+    with publish_directory(tmp_path / "new", members=("m",)) as staging:
         (staging / "m").write_text("x")
     assert names(tmp_path / "new") == ["m"]
 
@@ -94,7 +94,7 @@ def test_a_file_or_link_in_the_way_is_refused_even_with_force(tmp_path, old, kin
     path.write_text("x") if kind == "file" else path.symlink_to(old)
     with (
         pytest.raises(BadInputError, match="is a file or a link"),
-        publish_directory(path, marker="manifest.json", force=True),
+        publish_directory(path, members=("manifest.json",), force=True),
     ):
         pytest.fail("the block must not run")
 
@@ -110,7 +110,7 @@ def test_a_failed_swap_puts_the_old_result_back(old, monkeypatch):
     monkeypatch.setattr(publish.Path, "rename", failing)
     with (
         pytest.raises(OSError, match="disk full"),
-        publish_directory(old, marker="manifest.json", force=True) as staging,
+        publish_directory(old, members=("manifest.json",), force=True) as staging,
     ):
         (staging / "manifest.json").write_text("new")
     assert (old / "manifest.json").read_text() == "old"
@@ -133,3 +133,31 @@ def test_a_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
         publish_text(path, "\udcff")
     assert path.read_text() == "one"
     assert names(tmp_path) == ["report.json"]
+
+
+def test_force_keeps_a_result_to_which_somebody_added_a_file(old):
+    (old / "thesis.txt").write_text("x")
+    with (
+        pytest.raises(BadInputError, match=r"holds thesis\.txt"),
+        publish_directory(old, members=("manifest.json",), force=True),
+    ):
+        pytest.fail("the block must not run")
+    assert names(old) == ["manifest.json", "thesis.txt"]
+
+
+def test_a_file_above_the_destination_is_refused_before_any_work(old):
+    path = old / "manifest.json" / "deeper" / "result"
+    with (
+        pytest.raises(BadInputError, match="is no such directory"),
+        publish_directory(path, members=()),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_the_current_directory_is_never_the_destination(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(BadInputError, match="the current directory"),
+        publish_directory(publish.Path("."), members=()),
+    ):
+        pytest.fail("the block must not run")

@@ -50,7 +50,8 @@ def write_bundle(
     )
     manifest = dataclasses.replace(manifest, files=files)
     manifest_bytes = manifest_to_bytes(manifest)
-    with publish_directory(destination, marker=MANIFEST_NAME, force=force) as staging:
+    members = {MANIFEST_NAME, DIGEST_NAME, *(name.partition("/")[0] for name in contents)}
+    with publish_directory(destination, members=members, force=force) as staging:
         for name, data in contents.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)

@@ -1,6 +1,7 @@
 """A chain of augmentations, as a recipe writes it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, get_type_hints, runtime_checkable
 
@@ -121,6 +122,12 @@ def _build(step: Mapping[str, Any], key: str) -> Augmentation:
             found=f"{key}: '{name}'",
             remedy=nearest(name, AUGMENTATIONS),
         )
+    if not isinstance(options, Mapping | None):
+        raise RecipeError(
+            "an augmentation's options are a mapping",
+            found=f"{key}.{name}: {options!r}",
+            remedy=f"write `- {name}: {{}}` for the defaults",
+        )
     kind = AUGMENTATIONS[name]
     types = get_type_hints(kind)
     values = {}
@@ -131,7 +138,7 @@ def _build(step: Mapping[str, Any], key: str) -> Augmentation:
                 found=f"{key}.{name}.{option}",
                 remedy=nearest(option, types),
             )
-        values[option] = _checked(value, option, f"{key}.{name}.{option}")
+        values[option] = _checked(value, types[option], f"{key}.{name}.{option}")
     missing = [
         f.name
         for f in dataclasses.fields(kind)
@@ -142,15 +149,22 @@ def _build(step: Mapping[str, Any], key: str) -> Augmentation:
     return cast(Augmentation, kind(**values))
 
 
-def _checked(value: Any, option: str, key: str) -> Any:
-    """Return a number or a pair of numbers within its range."""
+def _checked(value: Any, kind: Any, key: str) -> Any:
+    """Return a whole number, a number or a pair of numbers within its range."""
     pair = isinstance(value, list | tuple)
     numbers = list(value) if pair else [value]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+    wanted, allowed = {
+        int: ("a whole number", int),
+        float: ("a number", int | float),
+    }.get(kind, ("a pair of numbers", int | float))
+    is_of_kind = pair == (kind not in (int, float)) and all(
+        isinstance(n, allowed) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
+    )
+    if not is_of_kind:
         raise RecipeError(
-            "an option is a number or a pair", found=f"{key}: {value!r}", remedy="give a number"
+            f"this option is {wanted}", found=f"{key}: {value!r}", remedy=f"give {wanted}"
         )
-    if option == "probability" and not 0 <= numbers[0] <= 1:
+    if key.endswith(".probability") and not 0 <= numbers[0] <= 1:
         raise RecipeError(
             "a probability lies in [0, 1]", found=f"{key}: {value}", remedy="change it"
         )

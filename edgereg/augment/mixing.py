@@ -10,6 +10,8 @@ from edgereg.errors import RecipeError
 
 __all__ = ["MixConfig", "cutmix", "mix", "mixup"]
 
+_STREAM = 0x6D6978  # apart from the stream that shuffles the batches
+
 
 @dataclass(frozen=True)
 class MixConfig:
@@ -56,7 +58,7 @@ def mix(
     Returns:
         Images and targets of the same shapes.
     """
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng([seed, step, _STREAM])
     kinds = [kind for kind in ("mixup", "cutmix") if getattr(config, kind) > 0]
     if not kinds or rng.random() >= config.probability:
         return images, targets

@@ -11,6 +11,8 @@ from edgereg.errors import DataError
 
 __all__ = ["Folder"]
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
 
 class Folder:
     """Images below a folder, in the order of their paths.
@@ -30,7 +32,7 @@ class Folder:
                 found=f"'{root}' is no folder",
                 remedy="check the path",
             )
-        self.name = str(root)
+        self.name = root.resolve().name  # it enters artefacts, where a path has no place
         class_folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         loose = _images_in(root.iterdir())
         if class_folders and loose:
@@ -40,6 +42,12 @@ class Folder:
                 remedy="move the images into their classes' sub-folders",
             )
         self.class_names: tuple[str, ...] = tuple(folder.name for folder in class_folders)
+        if class_folders and set(self.class_names) <= _SPLITS:
+            raise DataError(
+                "the sub-folders of a data set are its classes",
+                found=f"those of '{root}' are named {', '.join(self.class_names)}",
+                remedy=f"name one of them, such as '{class_folders[0]}'",
+            )
         members = [_images_in(folder.rglob("*")) for folder in class_folders]
         for folder, paths in zip(class_folders, members, strict=True):
             if not paths:

@@ -1,7 +1,6 @@
 """What every data set offers, and how one is opened by name."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -142,26 +141,22 @@ def check_classes(images: Images, class_names: tuple[str, ...]) -> None:
         return
     missing = sorted(set(class_names) - set(images.class_names))
     extra = sorted(set(images.class_names) - set(class_names))
+    found = f"'{images.name}' lacks {missing or 'none'} and adds {extra or 'none'}"
+    if not missing and not extra:
+        found = f"'{images.name}' has {images.class_names}: the same in another order"
     raise DataError(
-        "the classes of the data must be those that the model was trained on",
-        found=f"'{images.name}' lacks {missing or 'none'} and adds {extra or 'none'}",
+        "the classes of the data must be those that the model was trained on, in their order",
+        found=found,
         remedy="rename the sub-folders, or train on these classes",
     )
 
 
-def digest(images: Images, progress: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 over every image file and label, which names the data in an artefact.
-
-    Args:
-        images: The data set.
-        progress: Called with the number of images read so far.
-    """
+def digest(images: Images) -> str:
+    """Return the SHA-256 over every image file and label, which names the data in an artefact."""
     total = hashlib.sha256()
     labels = images.labels
     for index in range(len(images)):
         total.update(hashlib.sha256(images.encoded(index)).digest())
         if labels is not None:
             total.update(images.class_names[labels[index]].encode() + b"\0")
-        if progress is not None:
-            progress(index + 1)
     return total.hexdigest()

@@ -176,7 +176,7 @@ def _export(job: ExportJob, root: Path, messages: Any) -> dict[str, Any]:
         open_images(job.data),
         root / "bundles" / f"{job.name}.bundle",
         target=job.target,
-        on_stage=lambda text: messages.put((job.name, "export", next(stage), 8, text[:60])),
+        on_stage=lambda text: messages.put((job.name, "export", next(stage), 10, text[:60])),
     )
     report = result.report
     return {

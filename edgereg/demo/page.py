@@ -82,7 +82,7 @@ def _head(result: DemoResult) -> str:
     return (
         "<h1>From images to a proved model, in one command</h1>\n"
         f"<p>Trained on one vendor's emoji and tested on another's, regularization moved the CNN by "
-        f"<b>{gain:+.1f} points</b>. Exported, judged by NVIDIA's parser and builder, verified and timed: "
+        f"<b>{gain:+.1f} points</b>. Exported for jetpack6.2 ({_judged(result)} by NVIDIA's parser and builder), verified and timed: "
         f"{verdict}.</p>\n{warning}"
         f'<p class="note">{escape(machine)}. {sum(result.seconds.values()):.0f} s in all: '
         + ", ".join(f"{escape(stage)} {s:.1f} s" for stage, s in result.seconds.items())
@@ -93,7 +93,7 @@ def _head(result: DemoResult) -> str:
 def _data(pictures: Pictures) -> str:
     return (
         "<h2>The images</h2>\n<p>emoji-10: 1,243 emoji in ten classes. The upper row is Twitter's hand, on which the "
-        "models were trained; the lower row is Google's, which they never saw. A fifth of the glyphs is held out, the "
+        "classifiers were trained; the lower row is Google's, whose labels they never saw. A fifth of the glyphs is held out, the "
         "same for both.</p>\n"
         + _picture(pictures.samples, "one glyph of each class by two vendors")
     )
@@ -148,7 +148,7 @@ def _pretraining(result: DemoResult, pictures: Pictures) -> str:
         + _picture(pictures.jigsaw, "jigsaw views")
         + loss_curves({"PIRL, both vendors' training glyphs, no labels": history})
         + f"<p>Then both nets below saw a tenth of the labels ({figures['count']} images), with the same "
-        "regularization; one started from random weights, one from PIRL's.</p>\n"
+        "regularization; one started from random weights, one from PIRL's, which has seen the other vendor's training glyphs too, without labels.</p>\n"
         + _table(
             ("model", "same vendor, held out", "other vendor, held out"),
             (
@@ -229,6 +229,11 @@ def _parity(result: DemoResult) -> str:
     )
 
 
+def _judged(result: DemoResult) -> str:
+    verdicts = {r.figures["verdict"] for r in result.exports.values()} - {"not required"}
+    return ", ".join(sorted(verdicts))
+
+
 def _compared(stage: StageReport) -> tuple[str, str, str]:
     agreement = stage.comparison.top1_agreement
     return (
@@ -274,7 +279,7 @@ def _inference(result: DemoResult) -> str:
 def _limits(result: DemoResult) -> str:
     return (
         "<h2>What was not run</h2>\n<p>No Jetson and no TensorRT proper: engines are built on the device. NVIDIA's "
-        "own ONNX parser and builder (TensorRT-RTX, on the CPU) judged the jetpack6.2 bundles; ONNX Runtime's CPU "
+        f"own ONNX parser and builder (TensorRT-RTX, on the CPU) said of the jetpack6.2 bundles: {_judged(result)}. ONNX Runtime's CPU "
         "provider computed the parity, the latencies and the answers above, PyTorch on the CPU the accuracies.</p>\n"
         "<p>Go on with <code>edgereg verify</code>, <code>bench</code> and <code>infer</code> on:</p>\n<ul>"
         + "".join(

@@ -19,10 +19,10 @@ from edgereg.demo.jobs import RECIPES, ExportJob, TrainJob, run_jobs
 from edgereg.demo.page import render
 from edgereg.demo.pictures import draw_pictures, png_uri
 from edgereg.demo.result import DemoResult
-from edgereg.progress import progress
 
 __all__ = ["run_demo"]
 
+MEMBERS = ("report.html", "bundles", "checkpoints")
 QUICK_SHARE = 0.1
 BENCH_COUNT = 2000  # 662 are needed for a 99th percentile
 
@@ -55,7 +55,7 @@ def run_demo(out: Path, *, quick: bool, force: bool) -> DemoResult:
         DeployError, EdgeregError: Nothing was written.
     """
     seconds: dict[str, float] = {}
-    with publish_directory(out, marker="report.html", force=force) as staging:
+    with publish_directory(out, members=MEMBERS, force=force) as staging:
         with _timed(seconds, "training"):
             share = QUICK_SHARE if quick else 1.0
             training = run_jobs(TRAINING, staging, epochs_share=share, title="train")
@@ -101,13 +101,7 @@ def _bench(root: Path, name: str, *, quick: bool) -> BenchResult:
     bundle = open_bundle(root / "bundles" / f"{name}.bundle")
     runner = open_runner(bundle, backend="onnxruntime", precision="fp32", threads=1)
     try:
-        with progress(f"bench {name}", 1) as report:
-            return bench(
-                bundle,
-                runner,
-                count=BENCH_COUNT // 10 if quick else BENCH_COUNT,
-                on_progress=lambda text: report(0, text),
-            )
+        return bench(bundle, runner, count=BENCH_COUNT // 10 if quick else BENCH_COUNT)
     finally:
         runner.close()
 

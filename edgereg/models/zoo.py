@@ -11,7 +11,7 @@ from edgereg.errors import RecipeError, nearest
 from edgereg.models.resnet import SmallResNet
 from edgereg.models.vit import SmallViT
 
-__all__ = ["MODELS", "Classifier", "ModelConfig", "build_model"]
+__all__ = ["MODELS", "Classifier", "ModelConfig", "build_model", "check_input"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ModelConfig:
     Args:
         name: A key of MODELS, or `torchvision:NAME`.
         image_size: Height and width of the input, in pixels.
-        dropout: Rate before the head, and for a transformer also in its blocks, in [0, 1).
+        dropout: Rate before the head, and for our transformer also in its blocks, in [0, 1). What
+            a torchvision model drops inside its backbone stays as torchvision has it.
     """
 
     name: str = "resnet"
@@ -29,6 +30,12 @@ class ModelConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RecipeError(
+                "a model has a name",
+                found=f"model.name: {self.name}",
+                remedy="write `name: resnet`",
+            )
         if not 0 <= self.dropout < 1:
             raise RecipeError(
                 "a dropout rate lies in [0, 1)",
@@ -78,9 +85,16 @@ def _resnet(config: ModelConfig) -> tuple[nn.Module, int]:
 
 def _vit(config: ModelConfig) -> tuple[nn.Module, int]:
     small = config.image_size < 96
+    patch_size = 4 if small else 16
+    if config.image_size % patch_size:
+        raise RecipeError(
+            f"from 96 pixels on, the image size of vit is a multiple of {patch_size}",
+            found=f"model.image_size: {config.image_size}",
+            remedy=f"{config.image_size // patch_size * patch_size} is the next smaller one",
+        )
     backbone = SmallViT(
         image_size=config.image_size,
-        patch_size=4 if small else 16,
+        patch_size=patch_size,
         dim=64 if small else 192,
         depth=4 if small else 8,
         heads=4 if small else 6,
@@ -101,7 +115,8 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Clas
         seed: Of the initial weights; torch's global generator is left as it was.
 
     Raises:
-        RecipeError: There is no such model, or it cannot be fitted with another head.
+        RecipeError: There is no such model, it cannot be fitted with another head, or it does not
+            take images of this size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,9 +131,33 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Clas
                 found=f"model.name: '{config.name}'",
                 remedy=nearest(config.name, [*MODELS, "torchvision:NAME"]),
             )
+        check_input(backbone, config.image_size, what=f"model.name: {config.name}")
         return Classifier(
             backbone, feature_dim=feature_dim, num_classes=num_classes, dropout=config.dropout
         )
+
+
+def check_input(backbone: nn.Module, size: int, *, what: str) -> None:
+    """Refuse a backbone that does not take images of a size, by trying.
+
+    Args:
+        backbone: Left in train mode.
+        size: Height and width, in pixels.
+        what: Names the backbone in the error.
+
+    Raises:
+        RecipeError: It fails on one image of zeros.
+    """
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise RecipeError(
+            "the backbone must take the images that it will be shown",
+            found=f"{what} does not take {size}x{size}: {' '.join(str(error).split())[:160]}",
+            remedy="try model.image_size 224, or model.name resnet, which takes any size",
+        ) from error
+    backbone.train()
 
 
 def _torchvision(name: str, config: ModelConfig) -> tuple[nn.Module, int]:

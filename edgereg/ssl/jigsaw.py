@@ -4,7 +4,8 @@ A random part of the image, of at least 60 % of its area and independent of the 
 into 3x3 cells. From each cell a smaller patch is taken at a random place, so that edges that run
 on from patch to patch give nothing away. Each patch is recoloured by itself, and the nine are
 permuted: all 9! = 362,880 orders occur. The paper's sizes at 224 pixels are 255 -> 85 -> 64;
-others keep these proportions.
+others keep these proportions, but below 64 pixels the crop is as large as the image: enlarging
+it so little would only blur it.
 """
 
 from dataclasses import dataclass
@@ -52,9 +53,9 @@ def jigsaw_views(images: Tensor, draws: Draws, recolour: Chain) -> tuple[Tensor,
     sizes = jigsaw_sizes(images.shape[2])
     matrices = _CROP.matrices(draws, images.shape[2], images.shape[3])
     crops = warp(images, matrices, size=(sizes.crop, sizes.crop))
-    patches = cut_patches(
-        crops, sizes, draws.integers("patch", sizes.cell - sizes.patch + 1, count=18)
-    )
+    # one place less than there is room for (0..20 at 224 pixels): neighbours never touch
+    offsets = draws.integers("patch", sizes.cell - sizes.patch, count=2 * GRID**2)
+    patches = cut_patches(crops, sizes, offsets)
     patches = recolour(patches.flatten(0, 1), draws.split(GRID**2)).reshape(patches.shape)
     order = draws.permutations("order", GRID**2)
     return patches[torch.arange(len(order), device=order.device)[:, None], order], order

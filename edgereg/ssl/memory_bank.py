@@ -38,7 +38,7 @@ class MemoryBank(nn.Module):
         moved = torch.lerp(embeddings.detach(), self.rows[indices], self.momentum)
         self.rows[indices] = F.normalize(moved, dim=1)
 
-    def negatives(self, count: int, *, generator: torch.Generator) -> Tensor:
-        """Return (K, dim) rows, drawn with replacement from all, as the released code does."""
+    def draw(self, count: int, *, generator: torch.Generator) -> Tensor:
+        """Return (K,) int64: rows drawn uniformly from all, with replacement."""
         chosen = torch.randint(len(self.rows), (count,), generator=generator)
-        return self.rows[chosen.to(self.rows.device)]
+        return chosen.to(self.rows.device)

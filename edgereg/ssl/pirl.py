@@ -1,7 +1,7 @@
 """PIRL: an image and its shuffled patches mean the same (Misra and van der Maaten, 1912.01991).
 
 f is a head on the whole image, g one on its patches; m_I the image's row in the memory bank, m' the
-rows of others.
+rows of others: K of them, drawn anew for each batch and shared by it.
 
     L = lambda * NCE(m_I, g(v_It); m') + (1 - lambda) * NCE(m_I, f(v_I); m')               (eq. 5)
 
@@ -11,7 +11,9 @@ computes, in which the normaliser Z is a constant estimated on the first batch:
 
     p(v) = exp(m . v / tau) / Z,   -log p+/(p+ + K/N) - sum_k log (K/N)/(p_k + K/N)
 
-The paper's eq. 3 and 4 are a third form; no released weights were trained with it.
+The released code draws K for each sample instead, and lets the positive be among them; here "nce"
+does too, "infonce" masks it. The paper's eq. 3 and 4 are a third form; no released weights were
+trained with it.
 """
 
 import math
@@ -31,12 +33,15 @@ __all__ = ["Pirl", "PirlConfig", "infonce", "nce"]
 
 @dataclass(frozen=True)
 class PirlConfig:
-    """The method's constants; the defaults are the paper's, but for the number of negatives.
+    """The method's constants.
+
+    The defaults are the paper's, but for two: fewer negatives, as small data sets need, and
+    "infonce", which needs no estimate of Z.
 
     Args:
         dim: Width of an embedding.
         temperature: tau.
-        negatives: K; at most N - 1 are used. The paper's is 32,000 for ImageNet.
+        negatives: K; at most N - 1 are used. The paper's is 32,000, for ImageNet.
         patch_weight: lambda; 0 is instance discrimination without patches (NPID).
         momentum: Of the memory bank.
         loss: "infonce", or "nce" as released.
@@ -113,21 +118,25 @@ class Pirl(nn.Module):
         by_image, by_patches = self.embed_image(images), self.embed_patches(patches)
         count = min(self.config.negatives, len(self.bank.rows) - 1)
         positives = self.bank.rows[indices]
-        negatives = self.bank.negatives(count, generator=self.generator)
+        drawn = self.bank.draw(count, generator=self.generator)
+        negatives, own = self.bank.rows[drawn], drawn[None, :] == indices[:, None]
         weight = self.config.patch_weight
-        loss = weight * self._contrast(by_patches, positives, negatives) + (
+        loss = weight * self._contrast(by_patches, positives, negatives, own) + (
             1 - weight
-        ) * self._contrast(by_image, positives, negatives)
+        ) * self._contrast(by_image, positives, negatives, own)
         self.bank.update(indices, by_image)
         return loss
 
-    def _contrast(self, embeddings: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def _contrast(
+        self, embeddings: Tensor, positives: Tensor, negatives: Tensor, own: Tensor
+    ) -> Tensor:
         # exp(1 / 0.07) = 1.6e6 has no place in half precision
         embeddings = embeddings.float()
         positive = (embeddings * positives).sum(dim=1) / self.config.temperature
         others = embeddings @ negatives.T / self.config.temperature
         if self.config.loss == "infonce":
-            return infonce(positive, others)
+            # an image is no negative of itself
+            return infonce(positive, others.masked_fill(own, float("-inf")))
         size = len(self.bank.rows)
         if self.normaliser == 0:
             # patches are scored first, so Z comes from g, as in the released code

@@ -17,6 +17,8 @@ from edgereg.train.optim import build_optimizer, build_schedule
 
 __all__ = ["Epoch", "run_epochs"]
 
+_SLOWER = "lower optim.lr, or set optim.clip to 1"
+
 Loss = Callable[[NDArray[np.int64], int, int], Tensor]
 """(indices of the batch, epoch, step of the run) -> the loss to descend."""
 
@@ -44,7 +46,7 @@ def run_epochs(
         report: Called after each step.
 
     Raises:
-        TrainingError: The loss is no longer a number; nothing was written.
+        TrainingError: The loss or a weight is no longer a number; nothing was written.
     """
     steps = steps_per_epoch(size, recipe.batch_size)
     optimizer = build_optimizer(model, recipe.optim)
@@ -57,13 +59,14 @@ def run_epochs(
         for batch in epoch_batches(size, recipe.batch_size, seed=recipe.seed, epoch=epoch):
             step = epoch * steps + len(losses)
             optimizer.zero_grad(set_to_none=True)
+            lr = float(schedule.get_last_lr()[0])
             loss = loss_of(batch, epoch, step)
             losses.append(loss.item())
             if not np.isfinite(losses[-1]):
                 raise TrainingError(
                     "the loss must stay finite",
                     found=f"{losses[-1]} in epoch {epoch}, step {step}",
-                    remedy="lower optim.lr, or set optim.clip to 1",
+                    remedy=_SLOWER,
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             if recipe.optim.clip:
@@ -76,8 +79,13 @@ def run_epochs(
             Epoch(
                 epoch=epoch,
                 loss=float(np.mean(losses)),
-                lr=float(schedule.get_last_lr()[0]),
+                lr=lr,
                 images_per_second=len(losses) * min(recipe.batch_size, size) / seconds,
             )
+        )
+    # the loss of the last step was computed before the weights moved once more
+    if not all(t.isfinite().all() for t in [*model.parameters(), *model.buffers()]):
+        raise TrainingError(
+            "the weights must stay finite", found="NaN or inf after the last step", remedy=_SLOWER
         )
     return tuple(history)

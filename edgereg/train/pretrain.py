@@ -8,11 +8,10 @@ from torch import Tensor
 from edgereg.augment.draws import Draws
 from edgereg.data.pixels import Pixels
 from edgereg.errors import RecipeError
-from edgereg.models.vit import SmallViT
-from edgereg.models.zoo import Classifier
+from edgereg.models.zoo import Classifier, check_input
 from edgereg.progress import Report
 from edgereg.recipe import Recipe
-from edgereg.ssl.jigsaw import jigsaw_views
+from edgereg.ssl.jigsaw import jigsaw_sizes, jigsaw_views
 from edgereg.ssl.pirl import Pirl
 from edgereg.train.loop import Epoch, run_epochs
 from edgereg.train.normalize import Normalize
@@ -36,27 +35,25 @@ def pretrain_backbone(
         RecipeError: The backbone takes one size only, or there are fewer than two images.
         TrainingError: The loss is no longer a number.
     """
-    if isinstance(model.backbone, SmallViT):
-        raise RecipeError(
-            "PIRL embeds patches smaller than the image: the backbone must take any size",
-            found="model.name: vit, whose position embedding has one size",
-            remedy="pre-train model.name: resnet",
-        )
     if len(pixels) < 2:
         raise RecipeError(
             "PIRL needs at least two images", found=f"{len(pixels)}", remedy="add images"
         )
     device = next(model.parameters()).device
+    patch = jigsaw_sizes(recipe.model.image_size).patch
+    check_input(model.backbone.cpu(), patch, what=f"PIRL's patches: {recipe.model.name}")
+    model.to(device)
     chain, normalize = recipe.chain(), Normalize(recipe.preprocessing()).to(device)
     recolour = chain.colour_steps()
-    torch.manual_seed(recipe.seed)  # the heads' first weights
-    method = Pirl(
-        model.backbone,
-        feature_dim=model.feature_dim,
-        size=len(pixels),
-        config=recipe.pirl,
-        seed=recipe.seed,
-    ).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # the heads' first weights
+        method = Pirl(
+            model.backbone,
+            feature_dim=model.feature_dim,
+            size=len(pixels),
+            config=recipe.pirl,
+            seed=recipe.seed,
+        ).to(device)
 
     def loss_of(batch: NDArray[np.int64], epoch: int, step: int) -> Tensor:
         indices = torch.from_numpy(batch).to(device)
@@ -67,6 +64,8 @@ def pretrain_backbone(
         loss: Tensor = method(normalize(first), normalize(patches), indices)
         return loss
 
-    history = run_epochs(method, loss_of, recipe, size=len(pixels), report=report)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed + 1)  # dropout's masks
+        history = run_epochs(method, loss_of, recipe, size=len(pixels), report=report)
     model.eval().to(memory_format=torch.contiguous_format)
     return history

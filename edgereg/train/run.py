@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deploy.publish import check_free
 from deploy.runtime.preprocess import Preprocessing
 from edgereg.checkpoint import (
-    MARKER,
+    MEMBERS,
     Checkpoint,
     load_backbone,
     load_classifier,
@@ -81,9 +81,15 @@ def train_run(
     Raises:
         BadInputError, EdgeregError: Before the first step, where the input is at fault.
     """
-    check_free(out, force=force, marker=MARKER)
+    check_free(out, force=force, members=MEMBERS)
     labels = labels_of(images)
     classes = images.class_names
+    if len(classes) < 2:
+        raise DataError(
+            "a classifier needs at least two classes",
+            found=f"'{images.name}' has one sub-folder, {classes[0]}",
+            remedy="name the folder whose sub-folders are the classes",
+        )
     if val is not None:
         check_classes(val, classes)
     model = build_model(recipe.model, num_classes=len(classes), seed=recipe.seed)
@@ -92,13 +98,14 @@ def train_run(
     spec = recipe.preprocessing()
     pixels = _read(images, spec, bar)
     held_out = None if val is None else _read(val, spec, bar)
+    data = _describe(images)  # before the first step: what is trained on must be what is named
     model.to(device)
     with _steps(bar, f"train {recipe.model.name}", len(images), recipe) as report:
         history = train_classifier(model, pixels, labels, recipe, report=report)
     metrics: dict[str, Any] = {"train": _accuracy(model, pixels, labels, spec)}
     if val is not None and held_out is not None:
         metrics["val"] = _accuracy(model, held_out, labels_of(val), spec) | {"data": val.name}
-    checkpoint = Checkpoint("classifier", recipe, classes, _describe(images), metrics)
+    checkpoint = Checkpoint("classifier", recipe, classes, data, metrics)
     save_checkpoint(out, model, checkpoint, force=force)
     return RunResult(out, checkpoint, history)
 
@@ -125,14 +132,15 @@ def pretrain_run(
     Raises:
         BadInputError, EdgeregError: Before the first step, where the input is at fault.
     """
-    check_free(out, force=force, marker=MARKER)
+    check_free(out, force=force, members=MEMBERS)
     model = build_model(recipe.model, num_classes=1, seed=recipe.seed)
     pixels = _read(images, recipe.preprocessing(), bar)
+    data = _describe(images)
     model.to(device)
     with _steps(bar, f"pretrain {recipe.model.name} (pirl)", len(images), recipe) as report:
         history = pretrain_backbone(model, pixels, recipe, report=report)
     metrics = {"method": "pirl", "loss": {"first": history[0].loss, "last": history[-1].loss}}
-    checkpoint = Checkpoint("encoder", recipe, (), _describe(images), metrics)
+    checkpoint = Checkpoint("encoder", recipe, (), data, metrics)
     save_checkpoint(out, model.backbone, checkpoint, force=force)
     return RunResult(out, checkpoint, history)
 

@@ -57,7 +57,8 @@ def train_classifier(
         logits = model(images.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
 
-    torch.manual_seed(recipe.seed)  # dropout's masks
-    history = run_epochs(model, loss_of, recipe, size=len(pixels), report=report)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed + 1)  # dropout's masks, apart from the stream of the weights
+        history = run_epochs(model, loss_of, recipe, size=len(pixels), report=report)
     model.eval().to(memory_format=torch.contiguous_format)
     return history
