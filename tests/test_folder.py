@@ -82,3 +82,10 @@ def test_other_classes_than_the_models_are_named(tmp_path):
     check_classes(images, ("cat", "cow"))
     with pytest.raises(DataError, match=r"lacks \['dog'\] and adds \['cow'\]"):
         check_classes(images, ("cat", "dog"))
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    fill(tmp_path, ["train/cat/a.png", "test/cat/a.png"])
+    with pytest.raises(DataError, match=r"named test, train; remedy: name one of them"):
+        Folder(tmp_path)
+    assert Folder(tmp_path / "train").class_names == ("cat",)

@@ -189,6 +189,14 @@ def test_a_run_needs_two_images(tmp_path):
         pretrain_run(Folder(tmp_path / "data"), tmp_path / "e", PLAIN, bar=progress)
 
 
+def test_a_classifier_needs_two_classes(tmp_path):
+    (tmp_path / "data" / "only").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data/only" / name).write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
+    with pytest.raises(DataError, match=r"two classes; found: 'data' has one sub-folder, only"):
+        train_run(Folder(tmp_path / "data"), tmp_path / "c", PLAIN, bar=progress)
+
+
 def test_every_image_is_seen_at_most_once_an_epoch_and_others_are_left_out_each_time():
     epochs = [list(epoch_batches(23, 5, seed=0, epoch=epoch)) for epoch in range(6)]
     for batches in epochs:
