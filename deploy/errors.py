@@ -13,11 +13,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-__all__ = ["BadInputError", "CheckFailedError", "DeployError", "TamperedBundleError"]
+__all__ = [
+    "BadInputError",
+    "CheckFailedError",
+    "DeployError",
+    "ExplainedError",
+    "TamperedBundleError",
+]
 
 
-class DeployError(Exception):
-    """An error with a rule, what was found, and a remedy.
+class ExplainedError(Exception):
+    """The root that this tree shares with the training side's: a rule, what was found, a remedy.
 
     Args:
         rule: What must hold, as a sentence without a full stop.
@@ -34,6 +40,10 @@ class DeployError(Exception):
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         """Cross a process boundary whole: by default only positional arguments do."""
         return partial(type(self), found=self.found, remedy=self.remedy), (self.rule,)
+
+
+class DeployError(ExplainedError):
+    """Anything in export or deploy that a user can act on."""
 
 
 class BadInputError(DeployError):

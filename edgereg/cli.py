@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from deploy import commands as device_commands
-from deploy.errors import DeployError
+from deploy.errors import ExplainedError
 from edgereg import __version__
 from edgereg import commands as host_commands
-from edgereg.errors import EdgeregError
 
 __all__ = ["build_parser", "main"]
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.recipe_flags = rest
     try:
         code: int = args.handler(args)
-    except (DeployError, EdgeregError) as error:
+    except ExplainedError as error:
         if args.debug:
             raise
         print(f"edgereg: error: {error.rule}", file=sys.stderr)

@@ -10,9 +10,9 @@ An error states the rule, what was found and the remedy, in this order.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping
+
+from deploy.errors import ExplainedError
 
 __all__ = [
     "CheckpointError",
@@ -20,22 +20,13 @@ __all__ = [
     "EdgeregError",
     "RecipeError",
     "TrainingError",
+    "check_settings",
     "nearest",
 ]
 
 
-class EdgeregError(Exception):
-    """An error with a rule, what was found, and a remedy."""
-
-    exit_code = 2
-
-    def __init__(self, rule: str, *, found: str, remedy: str) -> None:
-        self.rule, self.found, self.remedy = rule, found, remedy
-        super().__init__(f"{rule}; found: {found}; remedy: {remedy}")
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        """Cross a process boundary whole: by default only positional arguments do."""
-        return partial(type(self), found=self.found, remedy=self.remedy), (self.rule,)
+class EdgeregError(ExplainedError):
+    """Anything on the training side that a user can act on."""
 
 
 class DataError(EdgeregError):
@@ -61,3 +52,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"choose one of: {', '.join(known)}"
+
+
+def check_settings(config: object, prefix: str, rules: Mapping[str, tuple[str, bool]]) -> None:
+    """Refuse a configuration of which a setting is out of its range.
+
+    Args:
+        config: Has the settings as attributes.
+        prefix: Stands before a setting's name in a recipe, such as "optim.".
+        rules: For each setting its range, in words, and whether it is kept.
+
+    Raises:
+        RecipeError: The first that is not.
+    """
+    for key, (allowed, is_kept) in rules.items():
+        if not is_kept:
+            raise RecipeError(
+                f"{prefix}{key} is {allowed}",
+                found=f"{prefix}{key}: {getattr(config, key)}",
+                remedy="change it; docs/recipes.md names every setting",
+            )

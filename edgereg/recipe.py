@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from deploy.runtime.preprocess import Preprocessing
 from edgereg.augment.chain import Chain, build_chain
 from edgereg.augment.mixing import MixConfig
-from edgereg.errors import RecipeError, nearest
+from edgereg.errors import RecipeError, check_settings, nearest
 from edgereg.models.zoo import ModelConfig
 from edgereg.ssl.pirl import PirlConfig
 from edgereg.train.optim import OptimConfig
@@ -68,15 +68,16 @@ class Recipe:
     pirl: PirlConfig = field(default_factory=PirlConfig)
 
     def __post_init__(self) -> None:
-        rules = {"epochs": self.epochs >= 1, "batch_size": self.batch_size >= 2}
-        rules |= {"label_smoothing": 0 <= self.label_smoothing < 1, "seed": self.seed >= 0}
-        for key, holds in rules.items():
-            if not holds:
-                raise RecipeError(
-                    "epochs >= 1, batch_size >= 2, seed >= 0, label_smoothing in [0, 1)",
-                    found=f"{key}: {getattr(self, key)}",
-                    remedy="change it",
-                )
+        check_settings(
+            self,
+            "",
+            {
+                "seed": ("not negative", self.seed >= 0),
+                "epochs": ("1 or more", self.epochs >= 1),
+                "batch_size": ("2 or more, for BatchNorm", self.batch_size >= 2),
+                "label_smoothing": ("in [0, 1)", 0 <= self.label_smoothing < 1),
+            },
+        )
         self.chain()
         self.preprocessing()
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgereg.errors import RecipeError
+from edgereg.errors import check_settings
 
 __all__ = ["MixConfig", "cutmix", "mix", "mixup"]
 
@@ -28,19 +28,15 @@ class MixConfig:
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise RecipeError(
-                    "alpha is not negative",
-                    found=f"mix.{name}: {getattr(self, name)}",
-                    remedy="0 is none",
-                )
-        if not 0 <= self.probability <= 1:
-            raise RecipeError(
-                "a probability lies in [0, 1]",
-                found=f"mix.probability: {self.probability}",
-                remedy="change it",
-            )
+        check_settings(
+            self,
+            "mix.",
+            {
+                "mixup": ("not negative", self.mixup >= 0),
+                "cutmix": ("not negative", self.cutmix >= 0),
+                "probability": ("in [0, 1]", 0 <= self.probability <= 1),
+            },
+        )
 
 
 def mix(

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgereg.errors import RecipeError
+from edgereg.errors import check_settings
 from edgereg.ssl.jigsaw import GRID
 from edgereg.ssl.memory_bank import MemoryBank
 
@@ -55,19 +55,17 @@ class PirlConfig:
     loss: Literal["infonce", "nce"] = "infonce"
 
     def __post_init__(self) -> None:
-        rules = {"temperature": self.temperature > 0, "patch_weight": 0 <= self.patch_weight <= 1}
-        rules |= {
-            "momentum": 0 <= self.momentum <= 1,
-            "negatives": self.negatives >= 1,
-            "dim": self.dim >= 2,
-        }
-        for key, holds in rules.items():
-            if not holds:
-                raise RecipeError(
-                    "temperature > 0, negatives >= 1, dim >= 2, the others in [0, 1]",
-                    found=f"pirl.{key}: {getattr(self, key)}",
-                    remedy="change it",
-                )
+        check_settings(
+            self,
+            "pirl.",
+            {
+                "dim": ("2 or more", self.dim >= 2),
+                "temperature": ("above 0", self.temperature > 0),
+                "negatives": ("1 or more", self.negatives >= 1),
+                "patch_weight": ("in [0, 1]", 0 <= self.patch_weight <= 1),
+                "momentum": ("in [0, 1]", 0 <= self.momentum <= 1),
+            },
+        )
 
 
 class Pirl(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from edgereg.errors import RecipeError
+from edgereg.errors import check_settings
 from edgereg.regularize.weight_decay import decay_groups
 
 __all__ = ["OptimConfig", "build_optimizer", "build_schedule"]
@@ -37,19 +37,17 @@ class OptimConfig:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        rules = {
-            "lr": self.lr > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "warmup": 0 <= self.warmup < 1,
-        }
-        rules |= {"momentum": 0 <= self.momentum < 1, "clip": self.clip >= 0}
-        for key, holds in rules.items():
-            if not holds:
-                raise RecipeError(
-                    "lr > 0, weight_decay >= 0, clip >= 0, momentum and warmup in [0, 1)",
-                    found=f"optim.{key}: {getattr(self, key)}",
-                    remedy="change it",
-                )
+        check_settings(
+            self,
+            "optim.",
+            {
+                "lr": ("above 0", self.lr > 0),
+                "weight_decay": ("not negative", self.weight_decay >= 0),
+                "momentum": ("in [0, 1)", 0 <= self.momentum < 1),
+                "warmup": ("in [0, 1)", 0 <= self.warmup < 1),
+                "clip": ("not negative", self.clip >= 0),
+            },
+        )
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
