@@ -127,14 +127,13 @@ def load_backbone(path: Path, model: Classifier, config: ModelConfig) -> None:
     """
     checkpoint = load_checkpoint(path)
     theirs = checkpoint.recipe.model
-    for key in ("name", "image_size"):
-        if getattr(theirs, key) != getattr(config, key):
-            raise CheckpointError(
-                "a backbone fits only the model it was trained as",
-                found=f"'{path}' has model.{key} {getattr(theirs, key)}, "
-                f"the recipe {getattr(config, key)}",
-                remedy=f"set model.{key} to {getattr(theirs, key)}, or pre-train this model",
-            )
+    if theirs.name != config.name:
+        raise CheckpointError(
+            "a backbone fits only the model it was trained as",
+            found=f"'{path}' has model.name {theirs.name}, the recipe {config.name}",
+            remedy=f"set model.name to {theirs.name}, or pre-train this model",
+        )
+    # another image size is fine where the tensors fit: a convolution takes any
     _load(model.backbone, path, prefix="backbone." if checkpoint.kind == "classifier" else "")
 
 
