@@ -35,6 +35,7 @@ class TrainJob:
         tests: Labelled data sets on which the result is measured.
         share: Share of the labels that it may use.
         init: The name of the job whose backbone it starts from; it runs after that one.
+        quick_share: Share of the epochs that a quick demo runs.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainJob:
     tests: tuple[str, ...] = ("emoji-10:twitter:test", "emoji-10:google:test")
     share: float = 1.0
     init: str | None = None
+    quick_share: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,14 @@ class JobResult:
 
 
 def run_jobs(
-    jobs: Sequence[TrainJob | ExportJob], root: Path, *, epochs_share: float, title: str
+    jobs: Sequence[TrainJob | ExportJob], root: Path, *, quick: bool, title: str
 ) -> dict[str, JobResult]:
     """Run all jobs and return their results by name.
 
     Args:
         jobs: The longest first.
         root: Checkpoints are written to root/checkpoints, bundles to root/bundles.
-        epochs_share: Share of each recipe's epochs to run.
+        quick: Whether to run only each training's `quick_share` of its epochs.
         title: What all of it is.
 
     Raises:
@@ -93,7 +95,7 @@ def run_jobs(
             while waiting or running:
                 for job in [job for job in waiting if _is_ready(job, results)]:
                     waiting.remove(job)
-                    running[job.name] = pool.submit(_run, job, root, epochs_share, messages)
+                    running[job.name] = pool.submit(_run, job, root, quick, messages)
                 _show(messages, bars)
                 for name in [name for name, future in running.items() if future.done()]:
                     results[name] = running.pop(name).result()
@@ -120,20 +122,20 @@ def _show(messages: Any, bars: Any) -> None:
             return
 
 
-def _run(job: TrainJob | ExportJob, root: Path, epochs_share: float, messages: Any) -> JobResult:
+def _run(job: TrainJob | ExportJob, root: Path, quick: bool, messages: Any) -> JobResult:
     """Run one job; this is a child process."""
     import torch
 
     torch.set_num_threads(1)
     started = time.perf_counter()
     if isinstance(job, TrainJob):
-        figures = _train(job, root, epochs_share, messages)
+        figures = _train(job, root, quick, messages)
     else:
         figures = _export(job, root, messages)
     return JobResult(job.name, figures, time.perf_counter() - started)
 
 
-def _train(job: TrainJob, root: Path, epochs_share: float, messages: Any) -> dict[str, Any]:
+def _train(job: TrainJob, root: Path, quick: bool, messages: Any) -> dict[str, Any]:
     from edgereg.data.images import FewLabels, open_images
     from edgereg.recipe import load_recipe
     from edgereg.train.run import eval_run, pretrain_run, train_run
@@ -151,7 +153,9 @@ def _train(job: TrainJob, root: Path, epochs_share: float, messages: Any) -> dic
         yield report
 
     recipe = load_recipe(RECIPES / f"{job.recipe}.yaml")
-    recipe = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * epochs_share)))
+    if quick:
+        epochs = max(1, round(recipe.epochs * job.quick_share))
+        recipe = dataclasses.replace(recipe, epochs=epochs)
     images, out = open_images(job.data), root / "checkpoints" / job.name
     if job.verb == "pretrain":
         return pretrain_run(images, out, recipe, bar=bar).to_json()

@@ -73,8 +73,8 @@ def _head(result: DemoResult) -> str:
         else '<span class="fail">a bundle is not verified</span>'
     )
     warning = (
-        '<p class="warning">A quick run: every training was cut to a tenth. The machinery is real, the accuracies '
-        "mean nothing.</p>"
+        '<p class="warning">A quick run: the CNNs were trained for half of their epochs or less, everything else for '
+        "a tenth. The machinery is real; of the accuracies only the direction of the first pair means something.</p>"
         if result.quick
         else ""
     )

@@ -19,7 +19,7 @@ class DemoResult:
 
     Args:
         out: Where it was written.
-        quick: Whether the runs were cut short: then the accuracies mean nothing.
+        quick: Whether the runs were cut short: then only the direction of the two CNNs counts.
         training: The training jobs' results by name.
         exports: The export jobs' results by bundle name.
         verified: Each bundle's verification.
@@ -83,6 +83,8 @@ class DemoResult:
             f"parser and builder: {self.exports[name].figures['verdict']}"
             for name, report in self.verified.items()
         ]
+        if self.quick:
+            lines.append("a quick run: only the direction of the two CNNs means something")
         lines.append(f"{sum(self.seconds.values()):.0f} s in all; open {self.out / 'report.html'}")
         return "\n".join(lines)
 
