@@ -52,7 +52,8 @@ def run_epochs(
     optimizer = build_optimizer(model, recipe.optim)
     schedule = build_schedule(optimizer, recipe.optim, steps=steps * recipe.epochs)
     history = []
-    model.train().to(memory_format=torch.channels_last)  # 1.3 to 1.5 times as fast on a CPU
+    # our ResNet ran 1.5 times as fast with one CPU thread, 1.3 with two; our ViT 1.1 and 1.2
+    model.train().to(memory_format=torch.channels_last)
     for epoch in range(recipe.epochs):
         started = time.perf_counter()
         losses: list[float] = []
