@@ -21,9 +21,9 @@ from edgereg.recipe import Recipe, recipe_from_json
 __all__ = [
     "MEMBERS",
     "Checkpoint",
-    "load_backbone",
     "load_checkpoint",
     "load_classifier",
+    "load_start",
     "save_checkpoint",
 ]
 
@@ -114,13 +114,18 @@ def load_classifier(path: Path) -> tuple[Classifier, Checkpoint]:
     return model.eval(), checkpoint
 
 
-def load_backbone(path: Path, model: Classifier, config: ModelConfig) -> None:
-    """Load a checkpoint's backbone into a new model, whose head stays as it is.
+def load_start(
+    path: Path, model: Classifier, config: ModelConfig, *, class_names: tuple[str, ...]
+) -> None:
+    """Load the weights that a training starts from.
+
+    The head comes along from a classifier of the same classes, and stays new otherwise.
 
     Args:
         path: An encoder's or a classifier's checkpoint.
         model: Receives the weights.
         config: What `model` was built from.
+        class_names: What `model` will tell apart.
 
     Raises:
         CheckpointError: The checkpoint is of another model.
@@ -133,6 +138,9 @@ def load_backbone(path: Path, model: Classifier, config: ModelConfig) -> None:
             found=f"'{path}' has model.name {theirs.name}, the recipe {config.name}",
             remedy=f"set model.name to {theirs.name}, or pre-train this model",
         )
+    if checkpoint.kind == "classifier" and checkpoint.class_names == class_names:
+        _load(model, path)
+        return
     # another image size is fine where the tensors fit: a convolution takes any
     _load(model.backbone, path, prefix="backbone." if checkpoint.kind == "classifier" else "")
 

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     host_commands.add_commands(verbs)
     device_commands.add_commands(verbs)
+    host_commands.add_last_commands(verbs)
     for verb in verbs.choices.values():
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 fine, 1 a check failed, 2 wrong use or bad input.
+        0 fine, 1 a check failed, 2 wrong use or bad input, 75 stopped with a state to go on from.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)

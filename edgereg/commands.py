@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,17 @@ from deploy.commands import positive_int
 from edgereg.errors import EdgeregError
 
 if TYPE_CHECKING:
+    from edgereg.data.images import Images
     from edgereg.recipe import Recipe
+    from edgereg.train.run import RunOptions
     from export.report import SimplifyReport
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "add_last_commands"]
 
-_DATA_HELP = "a folder of images with one sub-folder a class, or emoji-10:VENDOR:SPLIT"
+_DATA_HELP = (
+    "a folder of images with one sub-folder a class, emoji-10:VENDOR:SPLIT, idx:FOLDER:train|test, "
+    "FILE.npz or shards:PATTERN"
+)
 _CHECKPOINT_HELP = "a directory that `edgereg train` wrote"
 _RECIPE_EPILOG = (
     "Any key of a recipe can be set on the command line and wins over the file: "
@@ -32,12 +38,50 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     _add_output(demo)
     demo.set_defaults(handler=_demo)
 
+    data = verbs.add_parser("data", help="look after a data set")
+    check = _only_verb(data, "check", "find undecodable, duplicate and leaked images")
+    check.add_argument("--data", required=True, help=_DATA_HELP)
+    check.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="a test set, of which no image may be in --data; may be given several times",
+    )
+    check.add_argument(
+        "--near",
+        type=int,
+        choices=range(9),
+        metavar="BITS",
+        help="report images that look alike, too: 0 to 8 bits of a 64-bit hash may differ",
+    )
+    check.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="processes that decode (default: 0)"
+    )
+    check.add_argument(
+        "--out", type=Path, metavar="INDEX", help="write an index that training skips images by"
+    )
+    _add_output(check)
+    check.set_defaults(handler=_data_check)
+
+    augment = verbs.add_parser("augment", help="look at a recipe's augmentation")
+    preview = _only_verb(augment, "preview", "draw what a recipe does to real images")
+    preview.add_argument("--recipe", type=Path, metavar="YAML", help="default: the built-in recipe")
+    preview.add_argument("--data", required=True, help=_DATA_HELP)
+    preview.add_argument("--out", type=Path, required=True, metavar="PNG", help="what to write")
+    preview.add_argument(
+        "--images", type=positive_int, default=8, metavar="N", help="images, one a row (default: 8)"
+    )
+    preview.add_argument(
+        "--draws", type=positive_int, default=6, metavar="N", help="draws an image (default: 6)"
+    )
+    _add_output(preview)
+    preview.set_defaults(handler=_augment_preview, takes_recipe_flags=True)
+
     pretrain = verbs.add_parser(
         "pretrain", help="train an encoder without labels (PIRL)", epilog=_RECIPE_EPILOG
     )
-    pretrain.add_argument(
-        "--data", required=True, help="a folder of images, or emoji-10:VENDOR:SPLIT"
-    )
+    pretrain.add_argument("--data", required=True, help=_DATA_HELP + "; labels are not looked at")
     _add_training(pretrain)
     pretrain.set_defaults(handler=_pretrain)
 
@@ -45,7 +89,7 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     train.add_argument("--data", required=True, help=_DATA_HELP)
     train.add_argument("--val", metavar="DATA", help="measure the accuracy on these images")
     train.add_argument(
-        "--init", type=Path, metavar="CHECKPOINT", help="start from this checkpoint's backbone"
+        "--init", type=Path, metavar="CHECKPOINT", help="start from this checkpoint's weights"
     )
     _add_training(train)
     train.set_defaults(handler=_train)
@@ -69,6 +113,21 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     export.set_defaults(handler=_export)
 
 
+def add_last_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add what looks back on the others' work."""
+    report = verbs.add_parser("report", help="draw the curves of training runs")
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a checkpoint, or the CHECKPOINT.run beside it",
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="HTML", help="what to write")
+    _add_output(report)
+    report.set_defaults(handler=_report)
+
+
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="default: the built-in recipe")
     parser.add_argument(
@@ -80,8 +139,41 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive_int, metavar="N", help="CPU threads (default: torch's)"
     )
+    parser.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="processes that decode (default: 0)"
+    )
+    parser.add_argument(
+        "--index", type=Path, metavar="INDEX", help="skip what `edgereg data check --out` found"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a stopped run of this --out left off"
+    )
+    parser.add_argument(
+        "--snapshot-minutes",
+        type=float,
+        default=5.0,
+        metavar="M",
+        help="minutes between two states on the disk (default: 5)",
+    )
     _add_output(parser)
     parser.set_defaults(takes_recipe_flags=True)
+
+
+def _only_verb(
+    parser: argparse.ArgumentParser, name: str, description: str
+) -> argparse.ArgumentParser:
+    """Add a second word to a command, such as `check` to `edgereg data`."""
+    words = parser.add_subparsers(metavar=name.upper(), required=True, parser_class=type(parser))
+    word: argparse.ArgumentParser = words.add_parser(name, help=description)
+    word.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return word
+
+
+def _count(text: str) -> int:
+    """Return a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on, not '{text}'")
+    return int(text)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -104,21 +196,69 @@ def _demo(args: argparse.Namespace) -> int:
     return 0 if result.passed else 1
 
 
-def _pretrain(args: argparse.Namespace) -> int:
+def _data_check(args: argparse.Namespace) -> int:
+    from edgereg.data.check import check_images
     from edgereg.data.images import open_images
+    from edgereg.data.index import write_index
+    from edgereg.progress import progress
+
+    images, against = open_images(args.data), [open_images(name) for name in args.against]
+    with progress(f"check {images.name}", len(images)) as shown:
+        report = check_images(
+            images,
+            against=against,
+            near=args.near,
+            workers=args.workers,
+            progress=lambda done: shown(done, ""),
+        )
+    if args.out is not None:
+        write_index(report, args.out, force=args.force)
+    if args.json:
+        _print_json(report.to_json())
+    else:
+        print(report.to_text())
+        if args.out is not None:
+            print(f"wrote {args.out}")
+    return 1 if report.quarantined else 0
+
+
+def _augment_preview(args: argparse.Namespace) -> int:
+    from edgereg.augment.preview import write_preview
+    from edgereg.data.images import open_images
+    from edgereg.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.recipe_flags)
+    preview = write_preview(
+        open_images(args.data),
+        recipe,
+        args.out,
+        rows=args.images,
+        columns=args.draws,
+        force=args.force,
+    )
+    if args.json:
+        _print_json(preview.to_json())
+    else:
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _pretrain(args: argparse.Namespace) -> int:
     from edgereg.progress import progress
     from edgereg.train.run import pretrain_run
 
-    recipe, device = _prepare(args)
-    result = pretrain_run(
-        open_images(args.data), args.out, recipe, bar=progress, force=args.force, device=device
-    )
+    recipe, options = _prepare(args)
+    images = _open_training(args)
+    result = pretrain_run(images, args.out, recipe, bar=progress, options=options)
+    if not _is_first():
+        return 0
     if args.json:
         _print_json(result.to_json())
-    else:
-        loss = result.checkpoint.metrics["loss"]
-        print(f"pirl on {len(result.history)} epochs of {_data(result.checkpoint.data)}")
-        print(f"loss {loss['first']:.3f} -> {loss['last']:.3f}\nwrote {args.out}")
+        return 0
+    loss = result.checkpoint.metrics["loss"]
+    print(f"pirl on {recipe.epochs} epochs of {_data(result.checkpoint.data)}")
+    print(f"loss {loss['first']:.3f} -> {loss['last']:.3f}")
+    print(f"wrote {args.out}" if result.history else f"{args.out} was finished before")
     return 0
 
 
@@ -127,26 +267,32 @@ def _train(args: argparse.Namespace) -> int:
     from edgereg.progress import progress
     from edgereg.train.run import train_run
 
-    recipe, device = _prepare(args)
+    recipe, options = _prepare(args)
     result = train_run(
-        open_images(args.data),
+        _open_training(args),
         args.out,
         recipe,
         bar=progress,
         val=None if args.val is None else open_images(args.val),
         init=args.init,
-        force=args.force,
-        device=device,
+        options=options,
     )
+    if not _is_first():
+        return 0
     if args.json:
         _print_json(result.to_json())
         return 0
-    metrics, last = result.checkpoint.metrics, result.history[-1]
-    print(f"{recipe.model.name}: {len(result.history)} epochs of {_data(result.checkpoint.data)}")
-    print(f"last epoch: loss {last.loss:.3f}, {last.images_per_second:.0f} images/s")
+    metrics, history = result.checkpoint.metrics, result.history
+    epochs = len(history) or recipe.epochs
+    print(f"{recipe.model.name}: {epochs} epochs of {_data(result.checkpoint.data)}")
+    if history:
+        last = history[-1]
+        print(f"last epoch: loss {last.loss:.3f}, {last.images_per_second:.0f} images/s")
+        if skipped := sum(epoch.skipped for epoch in history):
+            print(f"{skipped} steps were skipped: the loss or a gradient was no number")
     for split, measured in metrics.items():
         print(f"{split:5} top-1 {measured['top1']:6.1%}  n = {measured['count']}")
-    print(f"wrote {args.out}")
+    print(f"wrote {args.out}" if history else f"{args.out} was finished before")
     return 0
 
 
@@ -203,10 +349,41 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace) -> "tuple[Recipe, str]":
+def _report(args: argparse.Namespace) -> int:
+    from edgereg.report.run_report import write_report
+
+    report = write_report(args.runs, args.out, force=args.force)
+    if args.json:
+        _print_json(report.to_json())
+    else:
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _open_training(args: argparse.Namespace) -> "Images":
+    """Open --data, without what the index sets aside."""
+    from edgereg.data.images import open_images
+    from edgereg.data.index import apply_index
+
+    images = open_images(args.data)
+    if args.index is None:
+        return images
+    kept, skipped = apply_index(images, args.index)
+    if _is_first():
+        print(f"{args.index}: {skipped} of {len(images)} images are skipped", file=sys.stderr)
+    return kept
+
+
+def _is_first() -> bool:
+    """Return whether this process speaks, among those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _prepare(args: argparse.Namespace) -> "tuple[Recipe, RunOptions]":
     import torch
 
     from edgereg.recipe import load_recipe
+    from edgereg.train.run import RunOptions
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -219,7 +396,14 @@ def _prepare(args: argparse.Namespace) -> "tuple[Recipe, str]":
             found=f"'{device}': {str(error).splitlines()[0]}",
             remedy="leave --device out, or give cpu",
         ) from error
-    return load_recipe(args.recipe, args.recipe_flags), device
+    options = RunOptions(
+        force=args.force,
+        resume=args.resume,
+        device=device,
+        workers=args.workers,
+        snapshot_every_s=60 * args.snapshot_minutes,
+    )
+    return load_recipe(args.recipe, args.recipe_flags), options
 
 
 def _simplify_text(report: "SimplifyReport") -> str:

@@ -4,7 +4,8 @@
     ├── DataError           a data set that is empty, damaged or does not match
     ├── RecipeError         an unknown or impossible setting, named by its key
     ├── CheckpointError     a checkpoint that cannot be read or belongs to another model
-    └── TrainingError       exit 1: the training went wrong, though its input was fine
+    ├── TrainingError       exit 1: the training went wrong, though its input was fine
+    └── StoppedError        exit 75: told to stop, and the state was written
 
 An error states the rule, what was found and the remedy, in this order.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "DataError",
     "EdgeregError",
     "RecipeError",
+    "StoppedError",
     "TrainingError",
     "check_settings",
     "nearest",
@@ -45,6 +47,12 @@ class TrainingError(EdgeregError):
     """The training went wrong, though its input was fine."""
 
     exit_code = 1
+
+
+class StoppedError(EdgeregError):
+    """A run was told to stop, and its state was written; 75 is sysexits.h's "try again later"."""
+
+    exit_code = 75
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -15,8 +15,14 @@ from edgereg.augment.chain import Chain, build_chain
 from edgereg.augment.mixing import MixConfig
 from edgereg.errors import RecipeError, check_settings, nearest
 from edgereg.models.zoo import ModelConfig
+from edgereg.regularize.batchnorm import BatchNormConfig
+from edgereg.regularize.dropout import Regularizer, build_regularizers
+from edgereg.regularize.ema import EmaConfig
+from edgereg.regularize.sam import SamConfig
 from edgereg.ssl.pirl import PirlConfig
+from edgereg.train.compute import ComputeConfig
 from edgereg.train.optim import OptimConfig
+from edgereg.train.stopping import StopConfig
 
 __all__ = ["InputConfig", "Recipe", "load_recipe", "recipe_from_json"]
 
@@ -49,10 +55,17 @@ class Recipe:
         label_smoothing: Share of the target spread over all classes (Szegedy et al., 1512.00567,
             section 7).
         model: See ModelConfig.
+        frozen_stages: Stages of the backbone, from the stem on, that are not trained.
         input: See InputConfig.
+        compute: See ComputeConfig.
         optim: See OptimConfig.
         augment: Steps in order, each an augmentation's name and options; see augment/chain.py.
         mix: See MixConfig.
+        regularize: Kinds of dropout, each its name and options; see regularize/dropout.py.
+        batchnorm: See BatchNormConfig.
+        ema: See EmaConfig.
+        sam: See SamConfig.
+        stop: See StopConfig.
         pirl: For `edgereg pretrain`; see PirlConfig.
     """
 
@@ -61,10 +74,17 @@ class Recipe:
     batch_size: int = 64
     label_smoothing: float = 0.0
     model: ModelConfig = field(default_factory=ModelConfig)
+    frozen_stages: int = 0
     input: InputConfig = field(default_factory=InputConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: list[dict[str, Any]] = field(default_factory=list)
     mix: MixConfig = field(default_factory=MixConfig)
+    regularize: list[dict[str, Any]] = field(default_factory=list)
+    batchnorm: BatchNormConfig = field(default_factory=BatchNormConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    sam: SamConfig = field(default_factory=SamConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     pirl: PirlConfig = field(default_factory=PirlConfig)
 
     def __post_init__(self) -> None:
@@ -76,9 +96,17 @@ class Recipe:
                 "epochs": ("1 or more", self.epochs >= 1),
                 "batch_size": ("2 or more, for BatchNorm", self.batch_size >= 2),
                 "label_smoothing": ("in [0, 1)", 0 <= self.label_smoothing < 1),
+                "frozen_stages": ("not negative", self.frozen_stages >= 0),
             },
         )
+        if self.sam.rho and self.compute.precision == "fp16":
+            raise RecipeError(
+                "the loss scale of fp16 does not go with sharpness-aware minimisation",
+                found=f"sam.rho: {self.sam.rho}, compute.precision: fp16",
+                remedy="use bf16",
+            )
         self.chain()
+        self.regularizers()
         self.preprocessing()
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +129,10 @@ class Recipe:
     def chain(self) -> Chain:
         """Return the augmentations of `augment`."""
         return build_chain(self.augment, self.input.mean, key="augment")
+
+    def regularizers(self) -> tuple[Regularizer, ...]:
+        """Return the kinds of dropout of `regularize`."""
+        return build_regularizers(self.regularize, key="regularize")
 
 
 def load_recipe(path: Path | None, flags: Sequence[str] = ()) -> Recipe:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from edgereg.models.attention import SelfAttention
 
 
-def attention(dim=12, heads=3, **options):
+def attention(dim=12, heads=3):
     torch.manual_seed(0)
-    return SelfAttention(dim, heads=heads, **options).double().eval()
+    return SelfAttention(dim, heads=heads).double().eval()
 
 
 def tokens(count=5, dim=12):
@@ -50,7 +50,8 @@ def test_heads_must_divide_the_width(heads):
 
 
 def test_dropout_acts_in_training_only_and_not_on_the_weights_that_are_shown():
-    module, x = attention(dropout=0.5), tokens()
+    module, x = attention(), tokens()
+    module.weights_dropout.p = module.output_dropout.p = 0.5
     assert torch.equal(module(x), module(x))
     module.train()
     assert not torch.equal(module(x), module(x))

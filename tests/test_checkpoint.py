@@ -6,9 +6,9 @@ import torch
 from deploy.errors import BadInputError
 from edgereg.checkpoint import (
     Checkpoint,
-    load_backbone,
     load_checkpoint,
     load_classifier,
+    load_start,
     save_checkpoint,
 )
 from edgereg.errors import CheckpointError
@@ -16,6 +16,7 @@ from edgereg.models.zoo import ModelConfig, build_model
 from edgereg.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, augment=[{"affine": {"scale": [0.9, 1.1]}}])
+OTHERS = ("one", "two")  # not the classes of the checkpoint
 DATA = {"name": "d", "count": 4, "sha256": "0" * 64}
 
 
@@ -115,13 +116,13 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_names(path):
     config = ModelConfig("vit")
     model = build_model(config, num_classes=2)
     with pytest.raises(CheckpointError, match=r"has model\.name resnet, the recipe vit"):
-        load_backbone(path, model, config)
+        load_start(path, model, config, class_names=OTHERS)
 
 
 def test_a_convolutional_backbone_serves_another_image_size(path):
     config = ModelConfig(image_size=64)
     model = build_model(config, num_classes=2, seed=9)
-    load_backbone(path, model, config)
+    load_start(path, model, config, class_names=OTHERS)
     theirs, _ = load_classifier(path)
     for name, tensor in theirs.backbone.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], tensor)
@@ -131,15 +132,21 @@ def test_a_backbone_whose_tensors_differ_at_another_size_is_refused(path):
     config = ModelConfig(image_size=224)
     model = build_model(config, num_classes=2)
     with pytest.raises(CheckpointError, match=r"is .*, the model has"):
-        load_backbone(path, model, config)
+        load_start(path, model, config, class_names=OTHERS)
 
 
 @pytest.mark.parametrize("kind", ["path", "encoder"])
 def test_a_backbone_comes_from_a_classifier_or_an_encoder_and_the_head_stays(kind, request):
     model, before = classifier(seed=9), classifier(seed=9)
-    load_backbone(request.getfixturevalue(kind), model, RECIPE.model)
+    load_start(request.getfixturevalue(kind), model, RECIPE.model, class_names=OTHERS)
     assert_same_bits(model.backbone, classifier().backbone)
     assert_same_bits(model.head, before.head)
+
+
+def test_the_head_comes_along_where_the_classes_are_the_same(path):
+    model = classifier(seed=9)
+    load_start(path, model, RECIPE.model, class_names=load_checkpoint(path).class_names)
+    assert_same_bits(model, classifier())
 
 
 def test_an_encoder_is_no_classifier(encoder):

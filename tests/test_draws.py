@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uniformity import assert_uniform
 
+from edgereg.augment import draws as draws_module
 from edgereg.augment.draws import Draws
 
 MANY = Draws(3, 1, torch.arange(40_000))
@@ -16,6 +19,8 @@ def draw_everything(draws):
         "integers": draws.integers("c", 7, count=2),
         "log_uniform": draws.log_uniform("d", 0.5, 2.0),
         "permutations": draws.permutations("e", 9),
+        "normal": draws.normal("f", count=3),
+        "many": draws.uniform("g", count=200),
     }
 
 
@@ -126,3 +131,51 @@ def test_pieces_of_a_sample_draw_apart_and_whatever_the_batch():
     values = pieces.uniform("x").reshape(2, 9)
     assert len(values.unique()) == 18
     assert torch.equal(Draws(0, 0, torch.tensor([8])).split(9).uniform("x")[:, 0], values[1])
+
+
+def test_normal_numbers_are_normal_and_unrelated():
+    values = Draws(0, 0, torch.arange(20_000)).normal("x", count=3)
+    assert values.shape == (20_000, 3) and values.dtype == torch.float32
+    # the error function makes a normal number uniform
+    assert_uniform(((1 + torch.erf(values / 2**0.5)) / 2 * 100).clamp(0, 99).long(), 100)
+    assert torch.corrcoef(values.T).sub(torch.eye(3)).abs().max() < 0.03
+    assert values.isfinite().all()
+
+
+def test_the_check_of_normality_finds_a_spread_too_large():
+    values = Draws(0, 0, torch.arange(20_000)).normal("x") * 1.05
+    with pytest.raises(AssertionError, match="chi2"):
+        assert_uniform(((1 + torch.erf(values / 2**0.5)) / 2 * 100).clamp(0, 99).long(), 100)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(size=st.integers(1, 40), data=st.data())
+def test_pieces_of_a_batch_and_picks_of_pieces_draw_what_the_batch_draws(size, data):
+    indices = torch.arange(100, 137)
+    whole = draw_everything(Draws(5, 2, indices))
+    seen = 0
+    for piece, draws in Draws(5, 2, indices).pieces(size):
+        seen += len(draws)
+        picks = torch.tensor(data.draw(st.permutations(range(len(draws)))))[: size // 2 + 1]
+        for picked, own in ((slice(None), draws), (picks, draws.of(picks))):
+            assert torch.equal(own.indices, indices[piece][picked])
+            for name, values in draw_everything(own).items():
+                assert torch.equal(values, whole[name][piece][picked]), name
+    assert seen == 37
+
+
+def test_pieces_are_hashed_once(monkeypatch):
+    hashed = []
+    unit = draws_module._unit
+    monkeypatch.setattr(
+        draws_module, "_unit", lambda key, *args: hashed.append(key) or unit(key, *args)
+    )
+    for _, draws in Draws(0, 0, torch.arange(10)).pieces(3):
+        draws.uniform("x")
+    assert len(hashed) == 1
+
+
+def test_the_steps_of_a_piece_draw_apart():
+    (_, draws), *_ = Draws(0, 0, torch.arange(10)).pieces(4)
+    other = dataclasses.replace(draws, seed=1)
+    assert not torch.equal(draws.uniform("x"), other.uniform("x"))

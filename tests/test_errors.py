@@ -71,7 +71,8 @@ def test_a_failed_check_is_no_wrong_argument():
         "TamperedBundleError",
         "TrainingError",
     }
-    assert set(codes.values()) == {1, 2}
+    assert {name for name, code in codes.items() if code == 75} == {"StoppedError"}
+    assert set(codes.values()) == {1, 2, 75}
 
 
 def test_the_nearest_word_is_the_remedy_or_all_of_them_are():

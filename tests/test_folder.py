@@ -28,13 +28,15 @@ def test_each_sub_folder_is_a_class_in_the_order_of_names(tmp_path):
     images = open_images(str(tmp_path))
     assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1]
     assert [images.load(i)[0, 0, 0] for i in range(4)] == [1, 3, 2, 0]
-    assert images.encoded(3) == png(0)
+    assert images.encoded(3) == images.content(3) == png(0)
+    assert [images.image_name(i) for i in (0, 3)] == ["cat/deep/a.PNG", "dog/b.png"]
+    assert images.shards is None
 
 
 def test_a_folder_of_images_alone_has_no_labels(tmp_path):
     images = Folder(fill(tmp_path, ["b.png", "a.png"]))
     assert len(images) == 2 and images.labels is None and images.class_names == ()
-    with pytest.raises(DataError, match=r"one sub-folder a class; found: .* no sub-folder"):
+    with pytest.raises(DataError, match=r"one sub-folder a class, .*; found: .* no labels"):
         labels_of(images)
 
 

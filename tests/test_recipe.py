@@ -98,7 +98,7 @@ def test_a_value_of_another_type_is_refused_and_its_key_named(write, text, flags
         (["--label_smoothing", "1"], r"label_smoothing: 1"),
         (["--seed=-1"], "seed: -1"),
         (["--optim.lr=-1"], r"optim\.lr: -1"),
-        (["--model.dropout", "1"], r"model\.dropout: 1"),
+        (["--frozen_stages", "-1"], r"frozen_stages: -1"),
         (["--pirl.temperature", "0"], r"pirl\.temperature: 0"),
         (["--mix.mixup=-1"], r"mix\.mixup: -1"),
         (["--input.std", "[0, 1, 1]"], "std must be three positive numbers"),

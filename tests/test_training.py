@@ -1,3 +1,4 @@
+import dataclasses
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,26 +13,29 @@ from edgereg.augment.mixing import MixConfig
 from edgereg.checkpoint import load_classifier
 from edgereg.data.emoji10 import Emoji10
 from edgereg.data.folder import Folder
-from edgereg.data.images import FewLabels
+from edgereg.data.images import FewLabels, epoch_order
 from edgereg.data.pixels import Pixels
 from edgereg.errors import DataError, RecipeError, TrainingError
 from edgereg.models.zoo import ModelConfig
 from edgereg.progress import progress
 from edgereg.recipe import InputConfig, Recipe
+from edgereg.regularize.ema import EmaConfig
 from edgereg.train import run as run_module
 from edgereg.train.batches import epoch_batches
 from edgereg.train.evaluate import evaluate, predict
 from edgereg.train.normalize import Normalize
 from edgereg.train.optim import OptimConfig
 from edgereg.train.run import eval_run, pretrain_run, train_run
+from edgereg.train.stopping import StopConfig
 
+VAL = FewLabels(Emoji10(vendor="google", split="test"), 0.01, seed=0)
 FEW = FewLabels(Emoji10(vendor="twitter", split="train"), 0.04, seed=0)  # 40 images
 PLAIN = Recipe(epochs=3, batch_size=10, optim=OptimConfig(lr=5e-3))
 REGULARIZED = Recipe(
     epochs=2,
     batch_size=10,
     label_smoothing=0.05,
-    model=ModelConfig(dropout=0.1),
+    regularize=[{"dropout": {"rate": 0.1}}],
     augment=[{"flip": {}}, {"affine": {"degrees": 10}}, {"rgb_shift": {}}, {"cutout": {}}],
     mix=MixConfig(mixup=0.2, cutmix=1.0, probability=0.5),
 )
@@ -67,19 +71,69 @@ def test_the_same_run_twice_is_the_same_to_the_bit_and_another_seed_is_not(tmp_p
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_nothing_is_written(tmp_path):
-    exploding = Recipe(epochs=2, batch_size=10, optim=OptimConfig(lr=1e30, warmup=0))
-    with pytest.raises(TrainingError, match=r"found: (nan|inf) in epoch 0, step \d"):
+def test_steps_that_are_no_numbers_are_counted_and_the_last_good_weights_kept(tmp_path):
+    exploding = Recipe(epochs=2, batch_size=10, optim=OptimConfig(lr=1e15, warmup=0))
+    with pytest.raises(TrainingError, match=r"found: none in epoch 1;.*--init .*last-good"):
         train(tmp_path / "c", exploding)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "c").exists()
+    model, _ = load_classifier(tmp_path / "c.run" / "last-good")
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
-def test_the_last_step_may_not_end_in_weights_that_are_no_numbers(tmp_path):
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
+    stop = StopConfig(max_skipped=1)
+    exploding = Recipe(epochs=9, batch_size=10, optim=OptimConfig(lr=1e15, warmup=0), stop=stop)
+    with pytest.raises(TrainingError, match=r"at most 1 steps.*no number in 2 steps"):
+        train(tmp_path / "c", exploding)
+
+
+def test_weights_that_are_no_numbers_are_never_written(tmp_path):
     optim = OptimConfig("sgd", lr=3e38, weight_decay=1e3, warmup=0)
     one_step = Recipe(epochs=1, batch_size=100, optim=optim)
-    with pytest.raises(TrainingError, match="finite"):
+    with pytest.raises(TrainingError, match="finite") as caught:
         train(tmp_path / "c", one_step)
-    assert list(tmp_path.iterdir()) == []
+    assert "--init" not in caught.value.remedy and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_run_stops_early_and_keeps_the_best_epoch(tmp_path, monkeypatch):
+    """The measured values are planted; the rest is a run."""
+    planted, seen = iter([0.2, 0.5, 0.3, 0.4, 0.1, 0.9]), []
+
+    def measure(model, pixels, labels, spec, **options):
+        result = evaluate(model, pixels, labels, spec, **options)
+        if len(pixels) == len(VAL):
+            seen.append(model.state_dict()["head.weight"].clone())
+            result = dataclasses.replace(result, top1=next(planted))
+        return result
+
+    monkeypatch.setattr(run_module, "evaluate", measure)
+    recipe = Recipe(epochs=9, batch_size=10, stop=StopConfig(patience=3))
+    result = train(tmp_path / "c", recipe, val=VAL)
+    assert [epoch.val["top1"] for epoch in result.history] == [0.2, 0.5, 0.3, 0.4, 0.1]
+    model, _ = load_classifier(tmp_path / "c")
+    assert torch.equal(model.head.weight, seen[1]) and not torch.equal(seen[1], seen[4])
+
+
+def test_early_stopping_needs_a_validation_set(tmp_path):
+    with pytest.raises(RecipeError, match=r"stop\.patience: 3, and no validation set"):
+        train(tmp_path / "c", Recipe(epochs=1, stop=StopConfig(patience=3)))
+
+
+def test_frozen_stages_stay_as_they_were(tmp_path):
+    train(tmp_path / "start")
+    recipe = Recipe(epochs=1, batch_size=10, frozen_stages=2)
+    train(tmp_path / "c", recipe, init=tmp_path / "start")
+    before, after = (load_classifier(tmp_path / n)[0].state_dict() for n in ("start", "c"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "head.weight" in moved and "backbone.blocks.2.second.0.weight" in moved
+    assert not any(name.startswith(("backbone.stem", "backbone.blocks.0.")) for name in moved)
+
+
+def test_the_average_is_what_is_written(tmp_path):
+    plain = train(tmp_path / "a")
+    averaged = train(tmp_path / "b", dataclasses.replace(PLAIN, ema=EmaConfig(decay=0.9)))
+    assert [e.loss for e in plain.history] == [e.loss for e in averaged.history]
+    assert weights(tmp_path / "a") != weights(tmp_path / "b")
 
 
 def test_an_existing_directory_is_refused_before_the_first_image_is_read(tmp_path):
@@ -94,10 +148,11 @@ def test_an_existing_directory_is_refused_before_the_first_image_is_read(tmp_pat
 
 
 def test_the_accuracy_on_held_out_images_is_written_down(tmp_path):
-    val = FewLabels(Emoji10(vendor="google", split="test"), 0.01, seed=0)
-    metrics = train(tmp_path / "c", val=val).checkpoint.metrics
-    _, measured = eval_run(tmp_path / "c", val, bar=progress)
-    assert metrics["val"] == {"top1": measured.top1, "count": 20, "data": val.name}
+    result = train(tmp_path / "c", val=VAL)
+    _, measured = eval_run(tmp_path / "c", VAL, bar=progress)
+    said = {"top1": measured.top1, "loss": pytest.approx(measured.loss), "count": 20}
+    assert result.checkpoint.metrics["val"] == said | {"data": VAL.name}
+    assert result.history[-1].val["top1"] == measured.top1
 
 
 def test_the_model_that_is_measured_is_in_eval_mode_and_knows_every_running_mean(
@@ -150,7 +205,7 @@ def test_evaluation_sees_exactly_what_the_device_computes(folder, resize):
 def test_training_normalizes_as_the_device_does(folder):
     spec = Recipe().preprocessing()
     pixels = Pixels(folder, spec)
-    found = Normalize(spec)(pixels.batch(np.arange(5))).numpy()
+    found = Normalize(spec)(pixels.batch(np.arange(5)).float() / 255).numpy()
     expected = preprocess([folder.load(i) for i in range(5)], spec)
     assert np.abs(found - expected).max() < 1e-6
 
@@ -193,20 +248,21 @@ def test_a_classifier_needs_two_classes(tmp_path):
     (tmp_path / "data" / "only").mkdir(parents=True)
     for name in ("a.png", "b.png"):
         (tmp_path / "data/only" / name).write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
-    with pytest.raises(DataError, match=r"two classes; found: 'data' has one sub-folder, only"):
+    with pytest.raises(DataError, match=r"two classes; found: 'data' has one, only"):
         train_run(Folder(tmp_path / "data"), tmp_path / "c", PLAIN, bar=progress)
 
 
 def test_every_image_is_seen_at_most_once_an_epoch_and_others_are_left_out_each_time():
-    epochs = [list(epoch_batches(23, 5, seed=0, epoch=epoch)) for epoch in range(6)]
+    data = FewLabels(FEW, 0.01, seed=0)  # two of each class
+    orders = [epoch_order(data, seed=0, epoch=epoch) for epoch in range(6)]
+    epochs = [list(epoch_batches(order, 6)) for order in orders]
     for batches in epochs:
-        assert [len(batch) for batch in batches] == [5, 5, 5, 5]
-        assert len(set(np.concatenate(batches).tolist())) == 20
-    left_out = [frozenset(range(23)) - set(np.concatenate(b).tolist()) for b in epochs]
+        assert [len(batch) for batch in batches] == [6, 6, 6]
+        assert len(set(np.concatenate(batches).tolist())) == 18
+    left_out = [frozenset(range(20)) - set(np.concatenate(b).tolist()) for b in epochs]
     assert len(set(left_out)) > 3
-    again = list(epoch_batches(23, 5, seed=0, epoch=2))
-    assert all(np.array_equal(a, b) for a, b in zip(again, epochs[2], strict=True))
-    assert [len(b) for b in epoch_batches(3, 5, seed=0, epoch=0)] == [3]
+    assert np.array_equal(epoch_order(data, seed=0, epoch=2), orders[2])
+    assert [len(b) for b in epoch_batches(np.arange(3), 5)] == [3]
 
 
 def test_the_bar_is_told_of_every_step(tmp_path):
@@ -218,6 +274,7 @@ def test_the_bar_is_told_of_every_step(tmp_path):
         yield lambda done, text: steps.append(done)
 
     train_run(FEW, tmp_path / "c", PLAIN, bar=bar)
-    for total, *done in seen.values():
-        assert done == list(range(1, total + 1))
-    assert len(seen) == 2
+    (read, *steps) = seen[f"read {FEW.name}"], *(seen["train resnet"],)
+    assert read[-1] == read[0] == len(FEW)
+    total, *done = steps[0]
+    assert done == list(range(1, total + 1))

@@ -1,1 +1,1 @@
-"""Images, with or without labels: the embedded emoji-10 and any folder."""
+"""Images, with or without labels: embedded, in a folder, in arrays, in tar shards; their check."""

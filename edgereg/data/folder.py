@@ -25,13 +25,17 @@ class Folder:
         DataError: No such folder, no image, an empty class, or images beside the class folders.
     """
 
+    shards = None  # each image is a file of its own: any order is as quick
+
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise DataError(
-                "a data set is a folder of images, or emoji-10:VENDOR:SPLIT",
+                "a data set is a folder of images, emoji-10:VENDOR:SPLIT, idx:FOLDER:SPLIT, "
+                "FILE.npz or shards:PATTERN",
                 found=f"'{root}' is no folder",
                 remedy="check the path",
             )
+        self._root = root
         self.name = root.resolve().name  # it enters artefacts, where a path has no place
         class_folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         loose = _images_in(root.iterdir())
@@ -83,6 +87,14 @@ class Folder:
     def encoded(self, index: int) -> bytes:
         """Return one image as the file's bytes."""
         return self._paths[index].read_bytes()
+
+    def content(self, index: int) -> bytes:
+        """Return one image as the file's bytes."""
+        return self.encoded(index)
+
+    def image_name(self, index: int) -> str:
+        """Return the file's path below the folder."""
+        return self._paths[index].relative_to(self._root).as_posix()
 
 
 def _images_in(paths: Iterable[Path]) -> list[Path]:

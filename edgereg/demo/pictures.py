@@ -58,8 +58,8 @@ def draw_pictures(
     recipe, pirl = load_recipe(recipe_path), load_recipe(pirl_path)
     count = len(images.class_names)
     chosen = evenly(labels_of(images), count)
-    originals = Pixels(images, recipe.preprocessing()).batch(chosen)
-    theirs = Pixels(other_hand, recipe.preprocessing()).batch(chosen)
+    originals = Pixels(images, recipe.preprocessing()).batch(chosen).float() / 255
+    theirs = Pixels(other_hand, recipe.preprocessing()).batch(chosen).float() / 255
     indices = torch.from_numpy(chosen)
     rows = [recipe.chain()(originals, Draws(recipe.seed, epoch, indices)) for epoch in range(4)]
     return Pictures(
@@ -79,8 +79,8 @@ def png_uri(image: NDArray[np.uint8]) -> str:
 def _mixed(originals: Tensor) -> list[Tensor]:
     targets = torch.eye(len(originals))
     partner = torch.arange(len(originals)).roll(1)
-    blended, _ = mixup(originals, targets, partner, 0.6)
-    pasted, _ = cutmix(originals, targets, partner, 0.7, (0.6, 0.4))
+    blended, _ = mixup(originals, targets, partner, torch.tensor([0.6]))
+    pasted, _ = cutmix(originals, targets, partner, torch.tensor([0.7]), torch.tensor([[0.6, 0.4]]))
     return [originals, originals[partner], blended, pasted]
 
 

@@ -16,13 +16,14 @@ class SelfAttention(nn.Module):
         weights = softmax(q k^T / sqrt(d))        how much token i attends to token j; rows sum to 1
         z       = weights v                       the context vector of each token
 
+    Its dropouts, on the weights and on the output, are at rest; a recipe's `regularize` sets them.
+
     Args:
         dim: Width D of a token.
         heads: Number of heads; divides D. Each is D / heads = d wide.
-        dropout: Rate on the attention weights and on the output, in [0, 1).
     """
 
-    def __init__(self, dim: int, *, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, *, heads: int) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads must divide the width: {dim} % {heads} = {dim % heads}")
@@ -31,8 +32,8 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        self.weights_dropout = nn.Dropout(dropout)
-        self.output_dropout = nn.Dropout(dropout)
+        self.weights_dropout = nn.Dropout(0.0)
+        self.output_dropout = nn.Dropout(0.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (B, T, D) from tokens (B, T, D)."""

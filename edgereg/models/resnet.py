@@ -28,12 +28,15 @@ class SmallResNet(nn.Module):
                 nn.MaxPool2d(3, stride=2, padding=1),
             )
         stages: list[nn.Module] = []
+        ends: list[int] = []
         channels = width
         for stage, count in enumerate(blocks):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
                 stages.append(Block(channels, width * 2**stage, stride=stride))
                 channels = width * 2**stage
+            ends.append(len(stages) - 1)
+        self.stage_ends = tuple(ends)  # each stage's last block in `blocks`
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels

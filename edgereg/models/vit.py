@@ -14,7 +14,8 @@ class SmallViT(nn.Module):
     The image is cut into patches, each becomes a token; blocks of attention and perceptron follow;
     the tokens' mean is the answer. The patch embedding is two convolutions with BatchNorm instead
     of one large one, which small data sets need (Xiao et al., "Early convolutions help
-    transformers see better", 2106.14881).
+    transformers see better", 2106.14881). Its dropouts are at rest; a recipe's `regularize` sets
+    them.
 
     Args:
         image_size: Height and width of the input, in pixels.
@@ -22,7 +23,6 @@ class SmallViT(nn.Module):
         dim: Width D of a token.
         depth: Number of blocks.
         heads: Attention heads a block.
-        dropout: Rate after the position embedding, on attention and in the perceptrons.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class SmallViT(nn.Module):
         dim: int = 96,
         depth: int = 4,
         heads: int = 3,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if image_size % patch_size or patch_size % 2:
@@ -48,10 +47,8 @@ class SmallViT(nn.Module):
         )
         self.position = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.position, std=0.02)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(
-            *(Block(dim, heads=heads, dropout=dropout) for _ in range(depth))
-        )
+        self.dropout = nn.Dropout(0.0)
+        self.blocks = nn.Sequential(*(Block(dim, heads=heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,17 +62,17 @@ class SmallViT(nn.Module):
 class Block(nn.Module):
     """Attention, then a perceptron, each added to what came in."""
 
-    def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, *, heads: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads=heads, dropout=dropout)
+        self.attention = SelfAttention(dim, heads=heads)
         self.perceptron_norm = nn.LayerNorm(dim)
         self.perceptron = nn.Sequential(
             nn.Linear(dim, 4 * dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            nn.Dropout(0.0),
             nn.Linear(4 * dim, dim),
-            nn.Dropout(dropout),
+            nn.Dropout(0.0),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

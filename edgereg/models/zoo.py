@@ -1,13 +1,14 @@
-"""Every model by name: our own, and torchvision's classifiers as `torchvision:NAME`."""
+"""Every model by name: our own, torchvision's (`torchvision:NAME`) and timm's (`timm:NAME`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from edgereg.errors import RecipeError, nearest
+from edgereg.errors import RecipeError, check_settings, nearest
 from edgereg.models.resnet import SmallResNet
 from edgereg.models.vit import SmallViT
 
@@ -19,15 +20,23 @@ class ModelConfig:
     """Which model, and how large.
 
     Args:
-        name: A key of MODELS, or `torchvision:NAME`.
+        name: A key of MODELS, `torchvision:NAME` or `timm:NAME`.
         image_size: Height and width of the input, in pixels.
-        dropout: Rate before the head, and for our transformer also in its blocks, in [0, 1). What
-            a torchvision model drops inside its backbone stays as torchvision has it.
+        width: Of resnet: channels of the first stage, which each further stage doubles. Here and
+            below, 0 or none is the size that suits the images.
+        blocks: Of resnet: residual blocks in each stage.
+        dim: Of vit: width of a token, an even multiple of `heads`.
+        depth: Of vit: number of blocks.
+        heads: Of vit: attention heads a block.
     """
 
     name: str = "resnet"
     image_size: int = 32
-    dropout: float = 0.0
+    width: int = 0
+    blocks: tuple[int, ...] = ()
+    dim: int = 0
+    depth: int = 0
+    heads: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -36,18 +45,30 @@ class ModelConfig:
                 found=f"model.name: {self.name}",
                 remedy="write `name: resnet`",
             )
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(
-                "a dropout rate lies in [0, 1)",
-                found=f"model.dropout: {self.dropout}",
-                remedy="0 is none; 0.1 to 0.5 is usual",
-            )
-        if not 16 <= self.image_size <= 1024 or self.image_size % 8:
-            raise RecipeError(
-                "the image size is a multiple of 8 from 16 to 1024",
-                found=f"model.image_size: {self.image_size}",
-                remedy="32 and 224 are usual",
-            )
+        size = self.image_size
+        check_settings(
+            self,
+            "model.",
+            {
+                "image_size": ("a multiple of 8 from 16 to 1024", size in range(16, 1025, 8)),
+                "width": ("not negative", self.width >= 0),
+                "blocks": ("a list of numbers, 1 or more", all(n >= 1 for n in self.blocks)),
+                "dim": ("not negative, and even", self.dim >= 0 and self.dim % 2 == 0),
+                "depth": ("not negative", self.depth >= 0),
+                "heads": ("not negative", self.heads >= 0),
+            },
+        )
+        for owner, keys in {
+            "resnet": ("width", "blocks"),
+            "vit": ("dim", "depth", "heads"),
+        }.items():
+            for key in keys:
+                if getattr(self, key) and self.name != owner:
+                    raise RecipeError(
+                        f"only {owner} has this setting",
+                        found=f"model.{key} of {self.name}",
+                        remedy=f"leave it out, or set model.name to {owner}",
+                    )
 
 
 class Classifier(nn.Module):
@@ -58,32 +79,45 @@ class Classifier(nn.Module):
         feature_dim: Width of the vector.
         num_classes: Outputs of the head.
         dropout: Rate before the head (Srivastava et al., JMLR 15, 2014).
+
+    Attributes:
+        resting: Names of modules that stay in evaluation mode in training, too: BatchNorms whose
+            statistics are frozen.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, feature_dim: int, num_classes: int, dropout: float
+        self, backbone: nn.Module, *, feature_dim: int, num_classes: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(feature_dim, num_classes)
+        self.resting: frozenset[str] = frozenset()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, num_classes) from images (B, 3, H, W), normalized."""
         logits: Tensor = self.head(self.dropout(self.backbone(images)))
         return logits
 
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training or evaluation mode; what rests stays in the latter."""
+        super().train(mode)
+        for name in self.resting:
+            self.get_submodule(name).eval()
+        return self
 
-def _resnet(config: ModelConfig) -> tuple[nn.Module, int]:
-    if config.image_size < 96:
-        backbone = SmallResNet(width=16, blocks=(1, 1, 1), stem="small")
-    else:
-        backbone = SmallResNet(width=32, blocks=(1, 1, 1, 1), stem="large")
-    return backbone, backbone.feature_dim
+
+def _resnet(config: ModelConfig) -> nn.Module:
+    small = config.image_size < 96
+    return SmallResNet(
+        width=config.width or (16 if small else 32),
+        blocks=config.blocks or ((1, 1, 1) if small else (1, 1, 1, 1)),
+        stem="small" if small else "large",
+    )
 
 
-def _vit(config: ModelConfig) -> tuple[nn.Module, int]:
+def _vit(config: ModelConfig) -> nn.Module:
     small = config.image_size < 96
     patch_size = 4 if small else 16
     if config.image_size % patch_size:
@@ -92,22 +126,30 @@ def _vit(config: ModelConfig) -> tuple[nn.Module, int]:
             found=f"model.image_size: {config.image_size}",
             remedy=f"{config.image_size // patch_size * patch_size} is the next smaller one",
         )
-    backbone = SmallViT(
+    dim, heads = config.dim or (64 if small else 192), config.heads or (4 if small else 6)
+    if dim % heads:
+        raise RecipeError(
+            "the heads of vit divide its width",
+            found=f"model.dim: {dim}, model.heads: {heads}",
+            remedy="change one of them",
+        )
+    return SmallViT(
         image_size=config.image_size,
         patch_size=patch_size,
-        dim=64 if small else 192,
-        depth=4 if small else 8,
-        heads=4 if small else 6,
-        dropout=config.dropout,
+        dim=dim,
+        depth=config.depth or (4 if small else 8),
+        heads=heads,
     )
-    return backbone, backbone.feature_dim
 
 
-MODELS: dict[str, Callable[[ModelConfig], tuple[nn.Module, int]]] = {"resnet": _resnet, "vit": _vit}
+MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {"resnet": _resnet, "vit": _vit}
 
 
 def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Classifier:
     """Build a classifier with random weights that depend on the seed alone.
+
+    Dropout is at rest, but where torchvision or timm have set a rate of their own; the rate that
+    torchvision has before its head is that of ours.
 
     Args:
         config: Which model.
@@ -120,37 +162,43 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Clas
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        prefix, _, rest = config.name.partition(":")
-        if prefix == "torchvision" and rest:
-            backbone, feature_dim = _torchvision(rest, config)
+        library, _, name = config.name.partition(":")
+        dropout = 0.0
+        if library == "torchvision" and name:
+            backbone, dropout = _torchvision(name, config.image_size)
+        elif library == "timm" and name:
+            backbone = _timm(name, config.image_size)
         elif config.name in MODELS:
-            backbone, feature_dim = MODELS[config.name](config)
+            backbone = MODELS[config.name](config)
         else:
             raise RecipeError(
                 "a model must be known",
                 found=f"model.name: '{config.name}'",
-                remedy=nearest(config.name, [*MODELS, "torchvision:NAME"]),
+                remedy=nearest(config.name, [*MODELS, "torchvision:NAME", "timm:NAME"]),
             )
-        check_input(backbone, config.image_size, what=f"model.name: {config.name}")
+        feature_dim = check_input(backbone, config.image_size, what=f"model.name: {config.name}")
         return Classifier(
-            backbone, feature_dim=feature_dim, num_classes=num_classes, dropout=config.dropout
+            backbone, feature_dim=feature_dim, num_classes=num_classes, dropout=dropout
         )
 
 
-def check_input(backbone: nn.Module, size: int, *, what: str) -> None:
-    """Refuse a backbone that does not take images of a size, by trying.
+def check_input(backbone: nn.Module, size: int, *, what: str) -> int:
+    """Refuse a backbone that does not turn images of a size into vectors, by trying.
 
     Args:
         backbone: Left in train mode.
         size: Height and width, in pixels.
         what: Names the backbone in the error.
 
+    Returns:
+        The width of a vector.
+
     Raises:
-        RecipeError: It fails on one image of zeros.
+        RecipeError: It fails on one image of zeros, or answers with something else.
     """
     try:
         with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size, size))
+            features = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise RecipeError(
             "the backbone must take the images that it will be shown",
@@ -158,10 +206,23 @@ def check_input(backbone: nn.Module, size: int, *, what: str) -> None:
             remedy="try model.image_size 224, or model.name resnet, which takes any size",
         ) from error
     backbone.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise RecipeError(
+            "a backbone turns an image into one vector",
+            found=f"{what} turns it into {shape}",
+            remedy="choose another, torchvision:mobilenet_v3_small for instance",
+        )
+    return features.shape[1]
 
 
-def _torchvision(name: str, config: ModelConfig) -> tuple[nn.Module, int]:
-    """Take the last linear layer off a torchvision classifier: what feeds it are the features."""
+def _torchvision(name: str, image_size: int) -> tuple[nn.Module, float]:
+    """Take the last linear layer off a torchvision classifier: what feeds it are the features.
+
+    Returns:
+        The backbone, and the rate of the dropout that stood before the layer, which is taken off
+        too.
+    """
     from torchvision import models  # 1 s to import, and most runs do without
 
     known = models.list_models(module=models)
@@ -171,19 +232,53 @@ def _torchvision(name: str, config: ModelConfig) -> tuple[nn.Module, int]:
             found=f"model.name: 'torchvision:{name}'",
             remedy=nearest(name, known),
         )
-    options = {"image_size": config.image_size} if name.startswith("vit_") else {}
+    options = {"image_size": image_size} if name.startswith("vit_") else {}
     options |= (
         {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     )
     model = cast(nn.Module, models.get_model(name, weights=None, **options))
-    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not linear or linear[-1][1].out_features != 1000:
+    layers = [(path, m) for path, m in model.named_modules() if not any(True for _ in m.children())]
+    linear = [place for place, (_, m) in enumerate(layers) if isinstance(m, nn.Linear)]
+    path, head = layers[linear[-1]] if linear else ("", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1000:
         raise RecipeError(
             "a torchvision classifier must end in a linear layer",
             found=f"model.name: 'torchvision:{name}' does not",
             remedy="choose another, torchvision:mobilenet_v3_small for instance",
         )
-    path, head = linear[-1]
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Identity())
-    return model, head.in_features
+    model.set_submodule(path, nn.Identity())
+    path, before = layers[linear[-1] - 1]
+    if not isinstance(before, nn.Dropout):
+        return model, 0.0
+    model.set_submodule(path, nn.Identity())
+    return model, before.p
+
+
+def _timm(name: str, image_size: int) -> nn.Module:
+    """Build a timm model without its head."""
+    try:
+        timm: Any = import_module("timm")
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            "timm's models need timm",
+            found=f"model.name: 'timm:{name}', and no timm",
+            remedy="pip install 'edgereg[timm]'",
+        ) from error
+    if not timm.is_model(name):
+        raise RecipeError(
+            "timm must have the model",
+            found=f"model.name: 'timm:{name}'",
+            remedy=nearest(name, timm.list_models()),
+        )
+    # models that take one size only, transformers above all, are built for it
+    is_of_one_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    options = {"img_size": image_size} if is_of_one_size else {}
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            "a timm model must be made for images of this size",
+            found=f"model.name: 'timm:{name}': {' '.join(str(error).split())[:160]}",
+            remedy="choose another size or model",
+        ) from error
+    return cast(nn.Module, model)

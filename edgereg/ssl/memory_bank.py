@@ -14,17 +14,14 @@ class MemoryBank(nn.Module):
         size: Images N in the data set.
         dim: Width of a vector.
         momentum: Share of the old row that is kept, in [0, 1]; the paper's is 0.5.
-        generator: Draws the first rows.
     """
 
     rows: Tensor
 
-    def __init__(
-        self, size: int, dim: int, *, momentum: float = 0.5, generator: torch.Generator
-    ) -> None:
+    def __init__(self, size: int, dim: int, *, momentum: float = 0.5) -> None:
         super().__init__()
         self.momentum = momentum
-        rows = torch.rand(size, dim, generator=generator) - 0.5
+        rows = torch.rand(size, dim) - 0.5
         self.register_buffer("rows", F.normalize(rows, dim=1))
 
     @torch.no_grad()
@@ -35,10 +32,11 @@ class MemoryBank(nn.Module):
             indices: (B,) int64, distinct.
             embeddings: (B, dim), unit length.
         """
-        moved = torch.lerp(embeddings.detach(), self.rows[indices], self.momentum)
-        self.rows[indices] = F.normalize(moved, dim=1)
+        before = self.rows[indices]
+        moved = F.normalize(torch.lerp(embeddings.detach().float(), before, self.momentum), dim=1)
+        # a step that is skipped because something is no number must leave no trace
+        self.rows[indices] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, before)
 
-    def draw(self, count: int, *, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int) -> Tensor:
         """Return (K,) int64: rows drawn uniformly from all, with replacement."""
-        chosen = torch.randint(len(self.rows), (count,), generator=generator)
-        return chosen.to(self.rows.device)
+        return torch.randint(len(self.rows), (count,)).to(self.rows.device)

@@ -76,22 +76,23 @@ class Pirl(nn.Module):
         feature_dim: Width of its output.
         size: Images N in the data set.
         config: The method's constants.
-        seed: Of the bank's first rows and of the negatives.
+
+    The bank's first rows and the negatives come from torch's generator, which the training loop
+    seeds for each step.
     """
 
     normaliser: Tensor
 
     def __init__(
-        self, backbone: nn.Module, *, feature_dim: int, size: int, config: PirlConfig, seed: int
+        self, backbone: nn.Module, *, feature_dim: int, size: int, config: PirlConfig
     ) -> None:
         super().__init__()
         self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
         self.backbone = backbone
         self.image_head = nn.Linear(feature_dim, config.dim)
         self.patch_projection = nn.Linear(feature_dim, config.dim)
         self.patch_head = nn.Linear(GRID**2 * config.dim, config.dim)
-        self.bank = MemoryBank(size, config.dim, momentum=config.momentum, generator=self.generator)
+        self.bank = MemoryBank(size, config.dim, momentum=config.momentum)
         self.register_buffer("normaliser", torch.tensor(0.0))  # Z; 0 until the first batch
 
     def embed_image(self, images: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class Pirl(nn.Module):
         by_image, by_patches = self.embed_image(images), self.embed_patches(patches)
         count = min(self.config.negatives, len(self.bank.rows) - 1)
         positives = self.bank.rows[indices]
-        drawn = self.bank.draw(count, generator=self.generator)
+        drawn = self.bank.draw(count)
         negatives, own = self.bank.rows[drawn], drawn[None, :] == indices[:, None]
         weight = self.config.patch_weight
         loss = weight * self._contrast(by_patches, positives, negatives, own) + (

@@ -1,4 +1,4 @@
-"""The order in which images are seen, as a function of (seed, epoch)."""
+"""The batches of an epoch."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,15 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return max(1, size // batch_size)
 
 
-def epoch_batches(
-    size: int, batch_size: int, *, seed: int, epoch: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of each batch of one epoch, shuffled.
+def epoch_batches(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of each batch of one epoch.
 
     The last, incomplete batch is left out: its BatchNorm statistics would be noise. What is left
     out differs from epoch to epoch.
+
+    Args:
+        order: The indices of the data set in the order of this epoch.
+        batch_size: Images a batch.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(size)
-    for step in range(steps_per_epoch(size, batch_size)):
+    for step in range(steps_per_epoch(len(order), batch_size)):
         yield order[step * batch_size : (step + 1) * batch_size]

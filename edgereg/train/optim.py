@@ -1,17 +1,16 @@
-"""Optimizers and the learning rate's course."""
+"""Optimizers."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from edgereg.errors import check_settings
-from edgereg.regularize.weight_decay import decay_groups
+from edgereg.regularize.weight_decay import parameter_groups
+from edgereg.train.sgd import DecoupledSgd, Lars
 
-__all__ = ["OptimConfig", "build_optimizer", "build_schedule"]
+__all__ = ["OptimConfig", "build_optimizer"]
 
 
 @dataclass(frozen=True)
@@ -19,22 +18,33 @@ class OptimConfig:
     """How the weights move.
 
     Args:
-        name: "adamw" (1711.05101), or "sgd" with Nesterov's momentum.
+        name: "adamw" (1711.05101), "sgd" with Nesterov's momentum, or "lars" (1708.03888) for large
+            batches.
         lr: Highest learning rate.
-        weight_decay: On weights; never on norms and biases. Decoupled for adamw, in the gradient
-            for sgd.
-        momentum: For sgd.
-        warmup: Share of the steps in which the rate rises from zero; then it falls to zero as a
-            cosine.
+        weight_decay: On weights; never on norms and biases.
+        decay: "decoupled" shrinks the weights beside the gradient (Loshchilov and Hutter,
+            1711.05101); "l2" adds the penalty weight_decay / 2 * |w|^2 to the loss (Krogh and
+            Hertz, NeurIPS 1991). "usual" is decoupled for adamw and l2 for the others.
+        momentum: For sgd and lars.
+        schedule: See schedule.py.
+        warmup: Share of the steps in which the rate rises.
+        final_lr: The last rate, as a share of the highest.
         clip: Largest norm of the gradient; 0 is no limit.
+        backbone_lr: The backbone's rate, as a share of the head's.
+        layer_decay: The rate of each stage, as a share of that of the stage above it.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 3e-3
     weight_decay: float = 0.05
+    decay: Literal["usual", "decoupled", "l2"] = "usual"
     momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "onecycle", "constant"] = "cosine"
     warmup: float = 0.1
+    final_lr: float = 0.0
     clip: float = 0.0
+    backbone_lr: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_settings(
@@ -45,36 +55,32 @@ class OptimConfig:
                 "weight_decay": ("not negative", self.weight_decay >= 0),
                 "momentum": ("in [0, 1)", 0 <= self.momentum < 1),
                 "warmup": ("in [0, 1)", 0 <= self.warmup < 1),
+                "final_lr": ("in [0, 1]", 0 <= self.final_lr <= 1),
                 "clip": ("not negative", self.clip >= 0),
+                "backbone_lr": ("not negative", self.backbone_lr >= 0),
+                "layer_decay": ("in (0, 1]", 0 < self.layer_decay <= 1),
             },
         )
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build an optimizer over the parameters that require a gradient."""
-    groups = decay_groups(model, config.weight_decay)
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
-    )
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: OptimConfig, *, steps: int
-) -> LambdaLR:
-    """Rise linearly, then fall to zero as a cosine (Loshchilov and Hutter, 1608.03983).
+    """Build an optimizer over the parameters that require a gradient.
 
     Args:
-        optimizer: Whose rate to set, step by step.
-        config: Highest rate and share of warm-up.
-        steps: Of the whole run.
+        model: A classifier, or what stands around one; see parameter_groups.
+        config: Which optimizer, and how strongly it decays the weights.
     """
-    warmup = round(config.warmup * steps)
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return LambdaLR(optimizer, share)
+    groups = parameter_groups(
+        model,
+        weight_decay=config.weight_decay,
+        backbone_lr=config.backbone_lr,
+        layer_decay=config.layer_decay,
+    )
+    if config.name == "adamw":
+        kind = torch.optim.Adam if config.decay == "l2" else torch.optim.AdamW
+        return kind(groups, lr=config.lr)
+    is_decoupled = config.decay == "decoupled"
+    if config.name == "lars":
+        return Lars(groups, lr=config.lr, momentum=config.momentum, is_decoupled=is_decoupled)
+    kind_of_sgd = DecoupledSgd if is_decoupled else torch.optim.SGD
+    return kind_of_sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)

@@ -4,61 +4,66 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgereg.augment.draws import Draws
 from edgereg.augment.mixing import mix
-from edgereg.data.pixels import Pixels
-from edgereg.errors import RecipeError
 from edgereg.models.zoo import Classifier
-from edgereg.progress import Report
 from edgereg.recipe import Recipe
-from edgereg.train.loop import Epoch, run_epochs
+from edgereg.train.compute import autocast
 from edgereg.train.normalize import Normalize
+from edgereg.train.step import Loss, Place
 
-__all__ = ["train_classifier"]
+__all__ = ["Supervised"]
 
 
-def train_classifier(
-    model: Classifier,
-    pixels: Pixels,
-    labels: NDArray[np.int64],
-    recipe: Recipe,
-    *,
-    report: Report,
-) -> tuple[Epoch, ...]:
-    """Train a classifier in place, and leave it in eval mode.
+class Supervised(nn.Module):
+    """A classifier, and what it is asked in training.
 
     Args:
-        model: On the device to train on.
-        pixels: The images.
-        labels: (N,) in 0..C-1.
-        recipe: All settings.
-        report: Called after each step.
-
-    Raises:
-        RecipeError: A batch would be a single image, of which BatchNorm can take no statistics.
-        TrainingError: The loss is no longer a number.
+        model: The classifier.
+        labels: (N,) int64 in 0..C-1, of the whole data set.
+        recipe: Augmentation, mixing, label smoothing, precision and seed.
     """
-    if len(pixels) < 2:
-        raise RecipeError(
-            "training needs at least two images", found=f"{len(pixels)}", remedy="add images"
+
+    labels: Tensor
+
+    def __init__(self, model: Classifier, labels: NDArray[np.int64], recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        # no part of a state: it comes with the data
+        self.register_buffer("labels", torch.from_numpy(labels), persistent=False)
+        self._recipe, self._chain = recipe, recipe.chain()
+        self._normalize = Normalize(recipe.preprocessing())
+
+    def augmented(self, images: Tensor, indices: Tensor, *, epoch: int) -> Tensor:
+        """Return what the model is shown, before mixing: (B, 3, H, W) float32, normalized."""
+        draws = Draws(self._recipe.seed, epoch, indices)
+        return self._laid_out(self._normalize(self._chain(images, draws)))
+
+    def forward(self, images: Tensor, indices: Tensor, place: Place) -> Loss:
+        """Return the mean cross-entropy, and how many answers hit the larger share of their target.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            indices: (B,) int64, of the images in the data set.
+            place: Where in the run.
+        """
+        recipe = self._recipe
+        shown = self.augmented(images, indices, epoch=place.epoch)
+        targets = F.one_hot(self.labels[indices], self.model.head.out_features).float()
+        shown, targets = mix(
+            shown, targets, recipe.mix, seed=recipe.seed, step=place.step, part=place.part
         )
-    device = next(model.parameters()).device
-    classes = model.head.out_features
-    chain, normalize = recipe.chain(), Normalize(recipe.preprocessing()).to(device)
-    targets_of = torch.from_numpy(labels)
+        with autocast(recipe.compute, shown.device):
+            logits = self.model(self._laid_out(shown))
+        logits = logits.float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        correct = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).sum()
+        return Loss(loss, correct)
 
-    def loss_of(batch: NDArray[np.int64], epoch: int, step: int) -> Tensor:
-        indices = torch.from_numpy(batch).to(device)
-        images = chain(pixels.batch(batch).to(device), Draws(recipe.seed, epoch, indices))
-        targets = F.one_hot(targets_of[batch], classes).to(device, torch.float32)
-        images, targets = mix(normalize(images), targets, recipe.mix, seed=recipe.seed, step=step)
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed + 1)  # dropout's masks, apart from the stream of the weights
-        history = run_epochs(model, loss_of, recipe, size=len(pixels), report=report)
-    model.eval().to(memory_format=torch.contiguous_format)
-    return history
+    def _laid_out(self, images: Tensor) -> Tensor:
+        is_nhwc = self._recipe.compute.channels_last
+        return images.contiguous(
+            memory_format=torch.channels_last if is_nhwc else torch.contiguous_format
+        )
