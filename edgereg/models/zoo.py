@@ -50,7 +50,7 @@ class ModelConfig:
             self,
             "model.",
             {
-                "image_size": ("a multiple of 8 from 16 to 1024", size in range(16, 1025, 8)),
+                "image_size": ("a multiple of 4 from 16 to 1024", size in range(16, 1025, 4)),
                 "width": ("not negative", self.width >= 0),
                 "blocks": ("a list of numbers, 1 or more", all(n >= 1 for n in self.blocks)),
                 "dim": ("not negative, and even", self.dim >= 0 and self.dim % 2 == 0),
