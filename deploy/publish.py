@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deploy.errors import BadInputError
 
-__all__ = ["check_free", "publish_directory", "publish_text"]
+__all__ = ["check_free", "check_new_file", "publish_bytes", "publish_directory", "publish_text"]
 
 _STAGING = ".staging-"
 
@@ -99,13 +99,37 @@ def publish_directory(
         shutil.rmtree(staging, ignore_errors=True)  # a no-op after the swap
 
 
+def check_new_file(path: Path, *, what: str, force: bool) -> None:
+    """Refuse, before any work is done, a file that exists and may not be replaced.
+
+    Args:
+        path: The file that is to be written.
+        what: It, for the error, such as "a report".
+        force: Whether an earlier file may be replaced.
+
+    Raises:
+        BadInputError: It exists.
+    """
+    if path.exists() and not (force and path.is_file()):
+        raise BadInputError(
+            f"{what} is written to a new file",
+            found=f"'{path}' exists",
+            remedy="name another --out, or replace a file with --force",
+        )
+
+
 def publish_text(path: Path, text: str) -> None:
     """Write a text file atomically, replacing an older one."""
+    publish_bytes(path, text.encode("utf-8"))
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, replacing an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=_STAGING, dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 __all__ = ["Bars", "Report", "many_bars", "progress"]
@@ -33,15 +34,20 @@ def progress(description: str, total: int) -> Iterator[Report]:
         yield lambda done, text: bars.update(task, completed=done, text=text)
 
 
-def _lines(description: str, total: int) -> Report:
-    """Say how far it is in a log: a line every half minute."""
-    last = time.monotonic()
+def _lines(description: str, total: int, clock: Callable[[], float] = time.monotonic) -> Report:
+    """Say how far it is, and how long it will take, in a log: a line every half minute."""
+    last = begun = clock()
+    skipped: int | None = None  # units that were done before, as after a resume
 
     def report(done: int, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _QUIET_S:
-            last = time.monotonic()
-            print(f"{description}: {done}/{total} {text}", file=sys.stderr, flush=True)
+        nonlocal last, skipped
+        skipped = done - 1 if skipped is None else skipped
+        now = clock()
+        if now - last >= _QUIET_S:
+            last = now
+            left = timedelta(seconds=round((now - begun) * (total - done) / (done - skipped)))
+            line = f"{description}: {done}/{total} {text}".rstrip()
+            print(f"{line}, {left} left", file=sys.stderr, flush=True)
 
     return report
 

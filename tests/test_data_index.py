@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from deploy.errors import BadInputError
 from deploy.runtime.decode import encode_png
 from edgereg.data.check import check_images
 from edgereg.data.folder import Folder
@@ -59,7 +60,7 @@ def test_images_of_which_nothing_is_set_aside_are_themselves(tmp_path):
 
 def test_an_index_is_replaced_only_when_told(root, index):
     report = check_images(Folder(root))
-    with pytest.raises(DataError, match=r"index\.json' exists; remedy: .*--force"):
+    with pytest.raises(BadInputError, match=r"index\.json' exists; remedy: .*--force"):
         write_index(report, index)
     index.write_text("x")
     write_index(report, index, force=True)

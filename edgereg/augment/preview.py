@@ -1,7 +1,6 @@
 """A picture of what a recipe does to real images: what the model is shown, epoch by epoch."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deploy.errors import BadInputError
+from deploy.publish import check_new_file, publish_bytes
 from deploy.runtime.decode import encode_png, load_pillow
 from edgereg.augment.draws import Draws
+from edgereg.augment.foreign import import_callables
 from edgereg.augment.mixing import mix
 from edgereg.data.images import Images, Subset, evenly
 from edgereg.data.pixels import Pixels
@@ -93,12 +93,8 @@ def write_preview(
         BadInputError: `out` exists, Pillow is missing, or an image is damaged.
         DataError: There is nothing to draw.
     """
-    if out.exists() and not (force and out.is_file()):
-        raise BadInputError(
-            "a preview is a new file",
-            found=f"'{out}' exists",
-            remedy="name another --out, or replace a file with --force",
-        )
+    check_new_file(out, what="a preview", force=force)
+    import_callables(recipe.chain(), key="augment")
     if min(rows, columns, len(images)) < 1:
         raise DataError(
             "a preview shows an image and an epoch at least",
@@ -106,7 +102,7 @@ def write_preview(
             remedy="ask for more",
         )
     chosen = _choose(images, rows)
-    _publish(out, _draw(_heading(recipe), _columns(images, recipe, chosen, columns)))
+    publish_bytes(out, _draw(_heading(recipe), _columns(images, recipe, chosen, columns)))
     names = tuple(images.image_name(int(index)) for index in chosen)
     return PreviewResult(out, names, columns, _MIXES if _mixes(recipe) else 0)
 
@@ -231,12 +227,3 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staging-", dir=path.parent) as folder:
-        staged = Path(folder) / path.name
-        staged.write_bytes(data)
-        staged.replace(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.publish import publish_text
+from deploy.publish import check_new_file, publish_text
 from edgereg.data.images import Images, Subset, combine_digest
 from edgereg.data.report import DataReport
 from edgereg.errors import DataError
@@ -29,14 +29,9 @@ def write_index(report: DataReport, path: Path, *, force: bool = False) -> None:
     """Write the index of a data set, whole or not at all.
 
     Raises:
-        DataError: There is such a file, and `force` is not given.
+        BadInputError: There is such a file, and `force` is not given.
     """
-    if path.exists() and not force:
-        raise DataError(
-            "an index is written to a new file",
-            found=f"'{path}' exists",
-            remedy="name another path, or replace it with --force",
-        )
+    check_new_file(path, what="an index", force=force)
     # a line for each image, so that two versions can be compared by diff
     images = ",\n".join(
         f"  {json.dumps(pair)}" for pair in zip(report.image_names, report.hashes, strict=True)

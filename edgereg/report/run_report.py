@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import BadInputError
-from deploy.publish import publish_text
+from deploy.publish import check_new_file, publish_text
 from edgereg.errors import DataError
 from edgereg.report.figure import COLOURS, figure_of, svg_of
 from edgereg.report.page import document
@@ -78,12 +77,7 @@ def write_report(paths: Sequence[Path], out: Path, *, force: bool = False) -> Ru
         BadInputError: `out` exists.
         DataError: There is no log, or a line of it cannot be read.
     """
-    if out.exists() and not force:
-        raise BadInputError(
-            "a report is a new file",
-            found=f"'{out}' exists",
-            remedy="name another --out, or replace it with --force",
-        )
+    check_new_file(out, what="a report", force=force)
     runs = tuple(read_run(path) for path in paths)
     publish_text(out, _page(runs))
     return RunReport(out, runs)
@@ -100,19 +94,19 @@ def read_run(path: Path) -> Run:
     try:
         # the last line may be half written
         lines = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        events = [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
+        events = [dict(json.loads(line)) for line in lines]
+    except (OSError, TypeError, ValueError) as error:
         raise DataError(
             "a run has a log: CHECKPOINT.run/log.jsonl",
             found=f"'{log}': {error}",
             remedy="name a checkpoint that `edgereg train` or `edgereg pretrain` wrote",
         ) from error
-    starts = [n for n, event in enumerate(events) if event["event"] == "resume"]
+    starts = [n for n, event in enumerate(events) if event.get("event") == "resume"]
     return Run(
         name=folder.name.removesuffix(".run"),
-        steps=tuple(event for event in events if event["event"] == "step"),
-        epochs=tuple(event for event in events if event["event"] == "epoch"),
-        skips=sum(event["event"] == "skip" for event in events),
+        steps=tuple(event for event in events if event.get("event") == "step"),
+        epochs=tuple(event for event in events if event.get("event") == "epoch"),
+        skips=sum(event.get("event") == "skip" for event in events),
         resumes=len(starts),
         resumed_at=tuple(
             next((e["step"] for e in events[n:] if "step" in e), math.nan) for n in starts

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deploy.publish import check_free
 from deploy.runtime.preprocess import Preprocessing
+from edgereg.augment.foreign import import_callables
 from edgereg.checkpoint import (
     MEMBERS,
     Checkpoint,
@@ -120,6 +121,7 @@ def train_run(
     """
     options = options or RunOptions()
     _check_out(out, options)
+    import_callables(recipe.chain(), key="augment")
     labels = labels_of(images)
     classes = images.class_names
     if len(classes) < 2:
@@ -217,6 +219,7 @@ def pretrain_run(
     """
     options = options or RunOptions()
     _check_out(out, options)
+    import_callables(recipe.chain(), key="augment")
     model = build_model(recipe.model, num_classes=1, seed=recipe.seed)
     placement = place(model, recipe.regularizers())
     model = configure_batchnorm(model, recipe.batchnorm)
