@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -221,9 +222,7 @@ def learn(model, x):
     return result, x.grad
 
 
-def work(rank, folder, sizes):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def measure(rank, folder, sizes):
     x = images(sum(sizes)).double().split(sizes)[rank]
     model = nested()
     synchronised = copy.deepcopy(model)
@@ -243,7 +242,14 @@ def work(rank, folder, sizes):
     synchronise(norm, what="it")
     y = norm(uneven)
     np.savez(f"{folder}/uneven{rank}.npz", y=y.detach(), var=norm.running_var)
+
+
+def work(rank, folder, sizes):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    measure(rank, folder, sizes)
     dist.destroy_process_group()
+    gc.collect()  # what DistributedDataParallel kept of the group, as in join_world
 
 
 def test_two_processes_normalise_as_one(tmp_path):

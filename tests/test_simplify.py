@@ -97,7 +97,8 @@ class LiveDropout(nn.Module):
 
 def test_a_functional_dropout_that_is_live_in_evaluation_mode_is_stripped_and_named():
     model, x = randomized(LiveDropout()), noise(3, 6)
-    assert not torch.equal(model(x), model(x))  # the model itself answers at random
+    answers = [model(x) for _ in range(20)]  # so many, since a draw may drop everything
+    assert not all(torch.equal(answers[0], answer) for answer in answers)
     result = simplify(model, (x,))
     assert torch.equal(result.model(x), result.model(x))
     changed = result.report.passes["strip_dropout"].changed
