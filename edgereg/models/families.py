@@ -44,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "edgereg.models.resnet.SmallResNet": Family(
         "blocks.*", maps=True, within={"residual": ("second",)}
     ),
+    "edgereg.models.convnet.ConvNet": Family("stages.*", maps=True, stages="stages.*"),
     "edgereg.models.vit.SmallViT": Family(
         "blocks.*",
         within={

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgereg.errors import RecipeError, check_settings, nearest
+from edgereg.models.convnet import ConvNet
 from edgereg.models.resnet import SmallResNet
 from edgereg.models.vit import SmallViT
 
@@ -22,8 +23,9 @@ class ModelConfig:
     Args:
         name: A key of MODELS, `torchvision:NAME` or `timm:NAME`.
         image_size: Height and width of the input, in pixels.
-        width: Of resnet: channels of the first stage, which each further stage doubles. Here and
-            below, 0 or none is the size that suits the images.
+        width: Channels of the first stage. Of resnet each further stage doubles them; of convnet
+            the further ones have four times as many. Here and below, 0 or none is the size that
+            suits the images.
         blocks: Of resnet: residual blocks in each stage.
         dim: Of vit: width of a token, an even multiple of `heads`.
         depth: Of vit: number of blocks.
@@ -58,16 +60,18 @@ class ModelConfig:
                 "heads": ("not negative", self.heads >= 0),
             },
         )
-        for owner, keys in {
-            "resnet": ("width", "blocks"),
-            "vit": ("dim", "depth", "heads"),
+        for keys, owners in {
+            ("width",): ("resnet", "convnet"),
+            ("blocks",): ("resnet",),
+            ("dim", "depth", "heads"): ("vit",),
         }.items():
             for key in keys:
-                if getattr(self, key) and self.name != owner:
+                if getattr(self, key) and self.name not in owners:
                     raise RecipeError(
-                        f"only {owner} has this setting",
+                        f"only {' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} "
+                        "this setting",
                         found=f"model.{key} of {self.name}",
-                        remedy=f"leave it out, or set model.name to {owner}",
+                        remedy=f"leave it out, or set model.name to {owners[0]}",
                     )
 
 
@@ -142,7 +146,17 @@ def _vit(config: ModelConfig) -> nn.Module:
     )
 
 
-MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {"resnet": _resnet, "vit": _vit}
+def _convnet(config: ModelConfig) -> nn.Module:
+    width = config.width or 64
+    further = 2 if config.image_size < 96 else 4
+    return ConvNet(widths=(width, *[4 * width] * further))
+
+
+MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "resnet": _resnet,
+    "convnet": _convnet,
+    "vit": _vit,
+}
 
 
 def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Classifier:

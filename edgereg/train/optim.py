@@ -8,6 +8,7 @@ from torch import nn
 
 from edgereg.errors import check_settings
 from edgereg.regularize.weight_decay import parameter_groups
+from edgereg.train.muon import Muon, split_matrices
 from edgereg.train.sgd import DecoupledSgd, Lars
 
 __all__ = ["OptimConfig", "build_optimizer"]
@@ -19,13 +20,14 @@ class OptimConfig:
 
     Args:
         name: "adamw" (1711.05101), "sgd" with Nesterov's momentum, or "lars" (1708.03888) for large
-            batches.
+            batches, or "muon" (Jordan et al., 2024) with AdamW where that is not for.
         lr: Highest learning rate.
         weight_decay: On weights; never on norms and biases.
         decay: "decoupled" shrinks the weights beside the gradient (Loshchilov and Hutter,
             1711.05101); "l2" adds the penalty weight_decay / 2 * |w|^2 to the loss (Krogh and
-            Hertz, NeurIPS 1991). "usual" is decoupled for adamw and l2 for the others.
-        momentum: For sgd and lars.
+            Hertz, NeurIPS 1991). "usual" is decoupled for adamw and muon, and l2 for
+            the others.
+        momentum: For sgd, lars and muon.
         schedule: See schedule.py.
         warmup: Share of the steps in which the rate rises.
         final_lr: The last rate, as a share of the highest.
@@ -34,7 +36,7 @@ class OptimConfig:
         layer_decay: The rate of each stage, as a share of that of the stage above it.
     """
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
     lr: float = 3e-3
     weight_decay: float = 0.05
     decay: Literal["usual", "decoupled", "l2"] = "usual"
@@ -59,6 +61,10 @@ class OptimConfig:
                 "clip": ("not negative", self.clip >= 0),
                 "backbone_lr": ("not negative", self.backbone_lr >= 0),
                 "layer_decay": ("in (0, 1]", 0 < self.layer_decay <= 1),
+                "decay": (
+                    "decoupled for muon, which does not see a gradient's size",
+                    (self.name, self.decay) != ("muon", "l2"),
+                ),
             },
         )
 
@@ -79,6 +85,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     if config.name == "adamw":
         kind = torch.optim.Adam if config.decay == "l2" else torch.optim.AdamW
         return kind(groups, lr=config.lr)
+    if config.name == "muon":
+        return Muon(split_matrices(groups, model), lr=config.lr, momentum=config.momentum)
     is_decoupled = config.decay == "decoupled"
     if config.name == "lars":
         return Lars(groups, lr=config.lr, momentum=config.momentum, is_decoupled=is_decoupled)
