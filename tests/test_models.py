@@ -74,7 +74,7 @@ def test_a_torchvision_classifier_gets_our_head():
     [
         ("resnt", r"model\.name: 'resnt'; remedy: did you mean 'resnet'\?"),
         ("vitt", "did you mean 'vit'"),
-        ("???", "choose one of: resnet, timm:NAME, torchvision:NAME, vit"),
+        ("???", "choose one of: convnet, resnet, timm:NAME, torchvision:NAME, vit"),
         ("timm:", "choose one of|did you mean"),
         ("torchvision:mobilenet_v3_smal", "did you mean 'mobilenet_v3_small'"),
         ("torchvision:squeezenet1_1", "must end in a linear layer"),

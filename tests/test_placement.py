@@ -66,6 +66,7 @@ def tiny_timm_swin(timm):
 # a representative of each family: how it is made, the places it has, and the blocks with a shortcut
 MODELS = {
     "edgereg.models.resnet.SmallResNet": ("resnet", STAGED, 3),
+    "edgereg.models.convnet.ConvNet": ("convnet", STAGED - {"residual"}, 0),
     "edgereg.models.vit.SmallViT": ("vit", TOKENS | {"embedding"}, 4),
     "torchvision.models.resnet.ResNet": ("torchvision:resnet18", STAGED, 8),
     "torchvision.models.regnet.RegNet": ("torchvision:regnet_y_400mf", STAGED, 16),

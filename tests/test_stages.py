@@ -11,6 +11,7 @@ from edgereg.regularize.stages import freeze_stages, stages
 # each model, its stages, and a parameter with the stage that it belongs to
 KNOWN = {
     "resnet": (5, "backbone.blocks.1.shortcut.0.weight", 2),
+    "convnet": (5, "backbone.stages.1.4.weight", 2),
     "vit": (6, "backbone.position", 0),
     "torchvision:resnet18": (10, "backbone.layer2.0.downsample.0.weight", 3),
     "torchvision:mobilenet_v3_small": (13, "backbone.classifier.0.weight", 11),

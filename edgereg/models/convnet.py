@@ -5,13 +5,14 @@ data, every BatchNorm stands directly behind its convolution, so that it folds, 
 logits are not scaled.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["ConvNet"]
 
 _STEM = 24  # channels; the paper's 2x2 patches have 12 components, each with both signs
-_MOMENTUM = 0.4  # of BatchNorm: a run of 10 epochs has no time for 0.1
 
 
 class ConvNet(nn.Module):
@@ -24,10 +25,7 @@ class ConvNet(nn.Module):
     def __init__(self, *, widths: tuple[int, ...] = (64, 256, 256)) -> None:
         super().__init__()
         self.stem = nn.Sequential(*_convolution(3, _STEM, 2, padding=0), nn.GELU())
-        channels = (_STEM, *widths)
-        self.stages = nn.Sequential(
-            *(_stage(*pair) for pair in zip(channels[:-1], channels[1:], strict=True))
-        )
+        self.stages = nn.Sequential(*(_stage(*pair) for pair in pairwise((_STEM, *widths))))
         self.pool = nn.AdaptiveMaxPool2d(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,4 +52,4 @@ def _convolution(
     if size == 3:
         with torch.no_grad():
             nn.init.dirac_(convolution.weight[:channels])
-    return convolution, nn.BatchNorm2d(out_channels, momentum=_MOMENTUM)
+    return convolution, nn.BatchNorm2d(out_channels)

@@ -1,4 +1,8 @@
-"""Muon: steps along orthogonalized gradients (Jordan et al., 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: steps along orthogonalized gradients.
+
+Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024,
+kellerjordan.github.io/posts/muon.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,7 +85,7 @@ def orthogonalized(matrix: Tensor, *, steps: int = 5) -> Tensor:
     """
     a, b, c = _COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    x: Tensor = (matrix / (matrix.norm() + 1e-7)).bfloat16()
     x = x.T if is_tall else x
     for _ in range(steps):
         square = x @ x.T
@@ -99,8 +103,8 @@ def split_matrices(groups: Iterable[dict[str, Any]], model: nn.Module) -> list[d
     matrices = {
         id(module.weight)
         for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.flatten(1).shape[1] > 1
-        if not (isinstance(module, nn.Conv2d) and module.weight.shape[1] in (1, 3))
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.weight.shape[1] not in (1, 3))
     } - heads
     return [
         {**group, "params": chosen, "is_matrix": is_matrix}
