@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from edgereg.train.optim import OptimConfig
+from edgereg.train.optim import OptimConfig, build_optimizer
 from edgereg.train.schedule import Settings, apply_settings, settings_at
 
 
@@ -73,3 +73,13 @@ def test_a_groups_scale_multiplies_its_rate():
     apply_settings(optimizer, Settings(0.5), OptimConfig(lr=2.0))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 1.0])
     assert [group["momentum"] for group in optimizer.param_groups] == [0, 0]
+
+
+def test_muons_momentum_follows_the_schedule_beside_adamws_betas():
+    module = torch.nn.Linear(3, 3)
+    optimizer = build_optimizer(module, OptimConfig("muon"))
+    apply_settings(optimizer, Settings(1.0, 0.7), OptimConfig("muon"))
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.7] * len(
+        optimizer.param_groups
+    )
+    assert all(group["betas"] == (0.7, 0.95) for group in optimizer.param_groups)

@@ -78,5 +78,5 @@ def apply_settings(
             continue
         if "betas" in group:
             group["betas"] = (settings.momentum, group["betas"][1])
-        else:
+        if "momentum" in group:  # muon's groups have both
             group["momentum"] = settings.momentum
