@@ -5,7 +5,7 @@ dtype=torch.float32)`, a plain tensor attribute stays float32, and a functional 
 in evaluation mode.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from export.sites import DROPOUT_OPERATORS, operator_name
+from export.graph import operator_name
+from export.sites import DROPOUT_OPERATORS
 
-__all__ = ["attention_at_rest", "evaluate", "node_values"]
+__all__ = ["attention_at_rest", "evaluate"]
 
 _ROUNDED = {torch.float32, torch.float16, torch.bfloat16}
 _DROPOUTS = {
@@ -36,20 +37,26 @@ _DROPOUTS = {
 _ATTENTIONS = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default}
 
 
-def evaluate(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return a module's output tensors, computed in float64 with dropout at rest."""
-    with _mathematics():
-        return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+def evaluate(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    on_value: Callable[[str, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """Return a module's output tensors, computed in float64 with dropout at rest.
 
-
-def node_values(
-    module: GraphModule, inputs: tuple[Tensor, ...], *, names: Set[str]
-) -> dict[str, Tensor]:
-    """Return the values that the named nodes have in one such run."""
-    recorder = _Recorder(module, names)
+    Args:
+        module: A model or a traced graph.
+        inputs: Its positional arguments.
+        on_value: Of a traced graph: is told each node's name and value as soon as it is there.
+    """
     with _mathematics():
-        recorder.run(*inputs)
-    return recorder.values
+        if on_value is None:
+            result = module(*inputs)
+        else:
+            assert isinstance(module, GraphModule)
+            result = _Recorder(module, on_value).run(*inputs)
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def attention_at_rest(args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -60,17 +67,16 @@ def attention_at_rest(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and keeps the values of some nodes."""
+    """Runs a graph and tells of every tensor on the way."""
 
-    def __init__(self, module: GraphModule, names: Set[str]) -> None:
+    def __init__(self, module: GraphModule, on_value: Callable[[str, Tensor], None]) -> None:
         super().__init__(module)
-        self.names = names
-        self.values: dict[str, Tensor] = {}
+        self.on_value = on_value
 
     def run_node(self, node: Node) -> Any:
         value = super().run_node(node)
-        if node.name in self.names:
-            self.values[node.name] = value.clone()  # an in-place operator may follow
+        if isinstance(value, Tensor):
+            self.on_value(node.name, value)
         return value
 
 

@@ -15,15 +15,15 @@ Source: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, section 3.1,
 map folded into the weights).
 """
 
-from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from export.graph import arguments, operator, store, tensor
 from export.report import Change, PassReport
-from export.sites import arguments, is_batchnorm, operator, site_names
+from export.sites import is_batchnorm, site_names
 
 __all__ = ["fold_batchnorm"]
 
@@ -76,7 +76,7 @@ def _obstacle(module: GraphModule, batchnorm: Node) -> str | None:
         return f"the {computed} of {layer.name} is computed in the graph"
     # Equal exactly where the layer's output channels are dimension 1, the one that BatchNorm
     # normalises.
-    if layer.meta["val"].ndim != _tensor(module, arguments(layer)["weight"]).ndim:
+    if layer.meta["val"].ndim != tensor(module, arguments(layer)["weight"]).ndim:
         return f"it normalises another dimension than the output channels of {layer.name}"
     return None
 
@@ -84,12 +84,12 @@ def _obstacle(module: GraphModule, batchnorm: Node) -> str | None:
 def _fold(module: GraphModule, layer: Node, batchnorm: Node) -> None:
     """Give the layer the folded weight and bias, and the BatchNorm's users the layer's output."""
     norm, conv = arguments(batchnorm), arguments(layer)
-    mean = _tensor(module, norm["running_mean"]).double()
-    var = _tensor(module, norm["running_var"]).double()
+    mean = tensor(module, norm["running_mean"]).double()
+    var = tensor(module, norm["running_var"]).double()
     gamma = _stored(module, norm["weight"], default=torch.ones_like(mean))
     beta = _stored(module, norm["bias"], default=torch.zeros_like(mean))
     bias = _stored(module, conv["bias"], default=torch.zeros_like(mean))
-    weight = _tensor(module, conv["weight"])
+    weight = tensor(module, conv["weight"])
 
     scale = gamma / torch.sqrt(var + norm["eps"])
     groups = conv["groups"] if operator(layer) in _TRANSPOSED else None
@@ -98,8 +98,12 @@ def _fold(module: GraphModule, layer: Node, batchnorm: Node) -> None:
 
     prefix, _, leaf = str(conv["weight"].target).rpartition(".")
     bias_leaf = "bias" if leaf == "weight" else f"{leaf}_bias"
-    new_weight = _store(module, layer, conv["weight"], f"{prefix}.{leaf}", folded_weight)
-    new_bias = _store(module, layer, conv["bias"], f"{prefix}.{bias_leaf}", folded_bias)
+    new_weight = store(
+        module, f"{prefix}.{leaf}", folded_weight, before=layer, instead_of=conv["weight"]
+    )
+    new_bias = store(
+        module, f"{prefix}.{bias_leaf}", folded_bias, before=layer, instead_of=conv["bias"]
+    )
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
     layer.kwargs = {
         name: value for name, value in layer.kwargs.items() if name not in ("weight", "bias")
@@ -117,50 +121,8 @@ def _scale_output_channels(weight: Tensor, scale: Tensor, *, groups: int | None)
     return (blocks * scale.view(groups, 1, -1, *[1] * len(kernel))).view_as(weight)
 
 
-def _store(module: GraphModule, layer: Node, old: Node | None, wanted: str, value: Tensor) -> Node:
-    """Register a parameter and return a node that reads it.
-
-    It takes the old one's name if `layer` is its only reader; else the old one stays, and this is a
-    copy under a new name.
-    """
-    if old is not None and _readers(module, old) == [layer]:
-        name = str(old.target)
-    else:
-        name = _free_name(module, wanted.lstrip("."))
-    prefix, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(prefix)
-    if leaf in owner._buffers:  # functional code may convolve with a buffer
-        del owner._buffers[leaf]
-    owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
-    with module.graph.inserting_before(layer):
-        return module.graph.get_attr(name)
-
-
-def _readers(module: GraphModule, source: Node) -> list[Node]:
-    """Return the users of a parameter, through whatever node they read it."""
-    same = [n for n in module.graph.nodes if n.op == "get_attr" and n.target == source.target]
-    return [user for node in same for user in node.users]
-
-
-def _free_name(module: GraphModule, wanted: str) -> str:
-    """Return the wanted name, or the first of NAME_2, NAME_3 ... that is not taken."""
-    prefix, _, leaf = wanted.rpartition(".")
-    owner = module.get_submodule(prefix)
-    number, name = 1, leaf
-    while hasattr(owner, name):
-        number += 1
-        name = f"{leaf}_{number}"
-    return f"{prefix}.{name}".lstrip(".")
-
-
 def _stored(module: GraphModule, source: Node | None, *, default: Tensor) -> Tensor:
-    return default if source is None else _tensor(module, source).double()
-
-
-def _tensor(module: GraphModule, source: Node) -> Tensor:
-    tensor = attrgetter(str(source.target))(module)
-    assert isinstance(tensor, Tensor)
-    return tensor
+    return default if source is None else tensor(module, source).double()
 
 
 def _computed(call: dict[str, Any], *names: str) -> str | None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from deploy.errors import CheckFailedError
-from export.float64 import node_values
+from export.float64 import evaluate
 from export.report import Change
 
-__all__ = ["PROOF_LIMIT", "assert_below_limit", "largest_error", "relative_error", "site_errors"]
+__all__ = ["PROOF_LIMIT", "assert_below_limit", "largest_error", "prove", "relative_error"]
 
 # A right fold rounds a few times per weight, 2e-16 each, and stays below 1e-13 over a hundred
 # layers; one that forgets eps errs by eps / 2 = 5e-6 at unit variance.
@@ -36,37 +36,74 @@ def largest_error(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> floa
     return max(relative_error(*pair) for pair in zip(actual, reference, strict=True))
 
 
-def site_errors(
+def prove(
     simplified: GraphModule,
     traced: GraphModule,
     *,
     inputs: tuple[Tensor, ...],
     changes: Iterable[Change],
-) -> dict[str, float]:
-    """Return the relative error at each rewritten site, from one run of either graph."""
-    pairs = _pairs(tuple(changes))
-    before = node_values(traced, inputs, names={name for name, _ in pairs.values()})
-    after = node_values(simplified, inputs, names={name for _, name in pairs.values()})
-    return {site: relative_error(after[new], before[old]) for site, (old, new) in pairs.items()}
+) -> tuple[list[Tensor], float, dict[str, float]]:
+    """Run both graphs once and compare them.
+
+    Returns:
+        The traced graph's outputs, the relative error of the simplified ones', and the relative
+        error at each rewritten site. A site of which no output depends any more is judged by the
+        outputs.
+    """
+    pairs = _promises(changes)
+    wanted = {name for name, _ in pairs.values()}
+    before: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Tensor) -> None:
+        if name in wanted:
+            before[name] = value.clone()  # an in-place operator may follow
+
+    expected = evaluate(traced, inputs, on_value=keep)
+    counterparts: dict[str, list[tuple[str, str]]] = {}
+    for site, (old, new) in pairs.items():
+        counterparts.setdefault(new, []).append((site, old))
+    errors: dict[str, float] = {}
+
+    def judge(name: str, value: Tensor) -> None:
+        for site, old in counterparts.get(name, ()):
+            errors[site] = relative_error(value, before[old])
+
+    outputs = evaluate(simplified, inputs, on_value=judge)
+    error = largest_error(outputs, expected)
+    return expected, error, {site: errors.get(site, error) for site in pairs}
 
 
-def _pairs(changes: tuple[Change, ...]) -> dict[str, tuple[str, str]]:
+def _promises(changes: Iterable[Change]) -> dict[str, tuple[str, str]]:
     """Return, by site, the nodes of the traced and of the simplified graph that must agree.
 
-    A later pass may remove the node that a change left, or give it another value: the
-    dropout in conv -> dropout -> BatchNorm left the convolution, which then took over the
-    BatchNorm. The change is judged where it ended up.
+    The changes are gone through in their order, keeping book of which traced value each node has.
+    Where a later change takes a site's value away (a convolution that took over a BatchNorm also
+    takes over the scale behind it), the site is judged by the value that came in its place.
     """
-    pairs = {}
-    for position, change in enumerate(changes):
-        before, after = change.before, change.after
-        for later in changes[position + 1 :]:
-            if later.before == after:
-                after = later.after
-            elif later.after == after:
-                before = later.before
-        pairs[change.site] = before, after
-    return pairs
+    origin: dict[str, str | None] = {}  # node -> traced node of the same value; None: of no one
+    successor: dict[str, str] = {}  # traced value -> the one that took its place
+    sites: dict[str, str] = {}
+    for change in changes:
+        value = origin.get(change.before, change.before)
+        assert value is not None, f"{change.site}: {change.before} has no value of the traced graph"
+        for name in {change.before, change.after, *change.moved}:
+            lost = origin.get(name, name)
+            if lost is not None and lost != value:
+                successor[lost] = value
+            origin[name] = None
+        origin[change.after] = value
+        successor.pop(value, None)
+        sites.setdefault(change.site, value)
+    return {site: _where(value, origin, successor) for site, value in sites.items()}
+
+
+def _where(
+    value: str, origin: Mapping[str, str | None], successor: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return a traced value, or the last that came in its place, and the node that has it now."""
+    while value in successor:
+        value = successor[value]
+    return value, next((name for name, known in origin.items() if known == value), value)
 
 
 def assert_below_limit(errors: Mapping[str, float]) -> None:

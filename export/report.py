@@ -19,14 +19,17 @@ class Change:
     Args:
         site: The site's module name, or its node's name where it is a functional call.
         what: What was done, as a phrase: "folded into conv1".
-        before: A node of the graph before the pass.
-        after: The node of the graph after the pass that must have the same value.
+        before: A node of the graph before the change.
+        after: The node of the graph after it that must have the same value.
+        moved: The nodes that the change leaves in the graph with another value than they had,
+            beside `after`.
     """
 
     site: str
     what: str
     before: str
     after: str
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ none: both are counted.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -13,19 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from deploy.errors import CheckFailedError
+from export.graph import arguments, module_path, operator
 from export.report import Counts
 
 __all__ = [
     "DROPOUT_OPERATORS",
     "Sites",
-    "arguments",
     "assert_simplified",
     "count",
     "find_sites",
     "is_batchnorm",
     "is_dropout",
-    "operator",
-    "operator_name",
     "site_names",
 ]
 
@@ -55,24 +52,6 @@ class Sites:
     dropouts: tuple[str, ...]
 
 
-def operator(node: Node) -> str:
-    """Return the ATen operator that a node calls, without its overload ("aten.conv2d"), or ""."""
-    return operator_name(node.target)
-
-
-def operator_name(target: Any) -> str:
-    """Return the name of an ATen operator, without its overload; "" for anything else."""
-    return str(getattr(target, "overloadpacket", ""))
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """Return the arguments of a node that calls an ATen operator by name, defaults included."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False))
-    defaults = {argument.name: argument.default_value for argument in schema}
-    return defaults | given | node.kwargs
-
-
 def is_batchnorm(node: Node) -> bool:
     """Say whether a node is a batch normalisation."""
     return operator(node) in _BATCHNORMS
@@ -92,7 +71,7 @@ def site_names(module: GraphModule) -> dict[Node, str]:
     name.
     """
     sites = [node for node in module.graph.nodes if is_batchnorm(node) or is_dropout(node)]
-    paths = {node: _module_path(node) for node in sites}
+    paths = {node: module_path(node) for node in sites}
     taken = list(paths.values())
     return {
         node: path if path and taken.count(path) == 1 else f"{path}.{node.name}".lstrip(".")
@@ -145,9 +124,3 @@ def assert_simplified(module: nn.Module, *, skipped: dict[str, str]) -> None:
             found=f"{len(left)} left ({', '.join(left)})" + "".join(f"; {r}" for r in reasons),
             remedy="let each BatchNorm directly follow the one layer whose output it normalises",
         )
-
-
-def _module_path(node: Node) -> str:
-    """Return the name of the innermost module whose forward made the node."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", "")}
-    return str(list(stack.values())[-1][0])

@@ -14,8 +14,9 @@ reference is the model with that dropout at rest.
 from torch.fx import GraphModule, Node
 
 from export.float64 import attention_at_rest
+from export.graph import arguments, bypass, operator
 from export.report import Change, PassReport
-from export.sites import arguments, is_dropout, operator, site_names
+from export.sites import is_dropout, site_names
 
 __all__ = ["strip_dropout"]
 
@@ -28,7 +29,7 @@ def strip_dropout(module: GraphModule) -> tuple[GraphModule, PassReport]:
     names = site_names(module)
     for node in list(module.graph.nodes):
         if operator(node) in _IDENTITIES:
-            _bypass(node)
+            bypass(node)
         elif not is_dropout(node):
             continue
         elif operator(node) == "aten.scaled_dot_product_attention":
@@ -38,17 +39,8 @@ def strip_dropout(module: GraphModule) -> tuple[GraphModule, PassReport]:
             skipped[names[node]] = "its mask is an output as well"
         else:
             live = bool(arguments(node)["train"])
-            changed.append(_change(names[node], node, _bypass(node), live=live))
+            changed.append(_change(names[node], node, bypass(node), live=live))
     return module, PassReport(tuple(changed), skipped)
-
-
-def _bypass(node: Node) -> Node:
-    """Let every user of a node use its first argument instead."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    node.replace_all_uses_with(source)
-    node.graph.erase_node(node)
-    return source
 
 
 def _change(site: str, before: Node, after: Node, *, live: bool) -> Change:

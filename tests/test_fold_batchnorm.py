@@ -10,7 +10,8 @@ from deploy.errors import CheckFailedError
 from export.fold_batchnorm import fold_batchnorm
 from export.report import PassReport
 from export.simplify import SIMPLIFY_PASSES, Simplified, simplify
-from export.sites import arguments, find_sites, is_batchnorm
+from export.graph import arguments
+from export.sites import find_sites, is_batchnorm
 
 
 def assert_all_folded(model: nn.Module, x: torch.Tensor) -> Simplified:
