@@ -1,35 +1,33 @@
-"""Fold a BatchNorm backwards into the convolution or linear layer that feeds it.
+"""Fold a BatchNorm into the layers before it, or into all those behind it.
 
-    Given   y = conv(x; W, b)                          W's output channels: o
-            z = (y - mean) / sqrt(var + eps) * gamma + beta
-    Result  z = conv(x; W * s, (b - mean) * s + beta)  with s[o] = gamma[o] / sqrt(var[o] + eps)
+    Given   y = conv(x; W, b),   z = (y - mean) / sqrt(var + eps) * gamma + beta
+    Result  z = conv(x; W', b')  with s = gamma / sqrt(var + eps), t = beta - mean * s
 
-Output channels are W's dimension 0; a transposed convolution of g groups stores W as
-(g * C_in/g, C_out/g, ...), so that channel o of group j, o = j * C_out/g + i, is W[j-th block of
-rows, i].
-
-The arithmetic is float64, rounded to the weight's type at the end.
+Backwards it goes through whatever keeps the channels apart: pools, sums, concatenations. Where that
+is not possible (the layer's output is wanted elsewhere, too), it goes forwards, if every reader is
+a layer that takes it exactly. Before a convolution that pads with zeros the scale alone does, and
+the shift, divided by it, stays as a sum.
 
 Source: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, section 3.1, algorithm 2
 (inference is a fixed affine map); Jacob et al., arXiv:1712.05877, section 3.2, equation 14 (that
-map folded into the weights).
+map folded into the weights). The algebra of the weights stands in export/layers.py.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from export.graph import arguments, operator, store, tensor
+from export.absorb import ObstacleError, Plan, into_consumers, into_producers, is_mutated
+from export.affine import Affine, batchnorm_affine, why_not_affine
+from export.graph import arguments, insert, module_path, replace, shape, store
 from export.report import Change, PassReport
 from export.sites import is_batchnorm, site_names
 
-__all__ = ["fold_batchnorm"]
+__all__ = ["fold_batchnorm", "write_scale_and_shift"]
 
-_CONVOLUTIONS = {"aten.conv1d", "aten.conv2d", "aten.conv3d"}
-_TRANSPOSED = {"aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"}
-_FOLDABLE = _CONVOLUTIONS | _TRANSPOSED | {"aten.linear"}
+# A shift that is many times the scale would be added to the values before they are scaled, where a
+# half-precision target has no digits left for them.
+_MAX_SHIFT = 100.0
 
 
 def fold_batchnorm(module: GraphModule) -> tuple[GraphModule, PassReport]:
@@ -40,94 +38,106 @@ def fold_batchnorm(module: GraphModule) -> tuple[GraphModule, PassReport]:
     changed, skipped = [], {}
     names = {node: name for node, name in site_names(module).items() if is_batchnorm(node)}
     for batchnorm, name in names.items():
-        reason = _obstacle(module, batchnorm)
-        if reason:
-            skipped[name] = reason
-            continue
-        layer = batchnorm.args[0]
-        assert isinstance(layer, Node)
-        into = str(arguments(layer)["weight"].target).rpartition(".")[0] or layer.name
-        _fold(module, layer, batchnorm)
-        changed.append(Change(name, f"folded into {into}", batchnorm.name, layer.name))
+        try:
+            changed.append(_fold(module, batchnorm, name))
+        except ObstacleError as reason:
+            skipped[name] = str(reason)
     return module, PassReport(tuple(changed), skipped)
 
 
-def _obstacle(module: GraphModule, batchnorm: Node) -> str | None:
-    """Say why a BatchNorm cannot be folded exactly, or None."""
-    if operator(batchnorm) != "aten.batch_norm":
-        return f"{operator(batchnorm)} is not understood"
-    norm = arguments(batchnorm)
-    if norm["running_mean"] is None:
-        return "it has no running statistics and normalises by those of the batch"
-    if norm["training"]:
-        return "its training flag is live: it always normalises by the batch's statistics"
-    computed = _computed(norm, "weight", "bias", "running_mean", "running_var")
-    if computed:
-        return f"its {computed} is computed in the graph"
+def write_scale_and_shift(module: GraphModule) -> tuple[GraphModule, PassReport]:
+    """Write what could not be folded, a net's pre-activations, as one product and one sum.
 
-    layer = norm["input"]
-    if operator(layer) not in _FOLDABLE:
-        follows = operator(layer) or "the input"
-        return f"it follows {follows}, not a convolution or linear layer"
-    if len(layer.users) > 1:
-        return f"the output of {layer.name} has {len(layer.users)} consumers"
-    computed = _computed(arguments(layer), "weight", "bias")
-    if computed:
-        return f"the {computed} of {layer.name} is computed in the graph"
-    # Equal exactly where the layer's output channels are dimension 1, the one that BatchNorm
-    # normalises.
-    if layer.meta["val"].ndim != tensor(module, arguments(layer)["weight"]).ndim:
-        return f"it normalises another dimension than the output channels of {layer.name}"
-    return None
+    Given   z = batch_norm(y)
+    Result  z = y * s + t
+    """
+    changed = []
+    for batchnorm, name in site_names(module).items():
+        if not is_batchnorm(batchnorm) or why_not_affine(batchnorm):
+            continue
+        affine, source = batchnorm_affine(module, batchnorm), arguments(batchnorm)["input"]
+        prefix = str(arguments(batchnorm)["running_mean"].target).rpartition(".")[0]
+        result = source
+        if not affine.is_shift:
+            result = _written(
+                module, torch.ops.aten.mul.Tensor, result, batchnorm, f"{prefix}.scale", affine
+            )
+        if not affine.is_scale or result is source:
+            result = _written(
+                module, torch.ops.aten.add.Tensor, result, batchnorm, f"{prefix}.shift", affine
+            )
+        change = Change(name, "became one scale and shift", batchnorm.name, result.name)
+        replace(batchnorm, result)
+        changed.append(change)
+    return module, PassReport(tuple(changed))
 
 
-def _fold(module: GraphModule, layer: Node, batchnorm: Node) -> None:
-    """Give the layer the folded weight and bias, and the BatchNorm's users the layer's output."""
-    norm, conv = arguments(batchnorm), arguments(layer)
-    mean = tensor(module, norm["running_mean"]).double()
-    var = tensor(module, norm["running_var"]).double()
-    gamma = _stored(module, norm["weight"], default=torch.ones_like(mean))
-    beta = _stored(module, norm["bias"], default=torch.zeros_like(mean))
-    bias = _stored(module, conv["bias"], default=torch.zeros_like(mean))
-    weight = tensor(module, conv["weight"])
-
-    scale = gamma / torch.sqrt(var + norm["eps"])
-    groups = conv["groups"] if operator(layer) in _TRANSPOSED else None
-    folded_weight = _scale_output_channels(weight.double(), scale, groups=groups).to(weight.dtype)
-    folded_bias = ((bias - mean) * scale + beta).to(weight.dtype)
-
-    prefix, _, leaf = str(conv["weight"].target).rpartition(".")
-    bias_leaf = "bias" if leaf == "weight" else f"{leaf}_bias"
-    new_weight = store(
-        module, f"{prefix}.{leaf}", folded_weight, before=layer, instead_of=conv["weight"]
-    )
-    new_bias = store(
-        module, f"{prefix}.{bias_leaf}", folded_bias, before=layer, instead_of=conv["bias"]
-    )
-    layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
-    layer.kwargs = {
-        name: value for name, value in layer.kwargs.items() if name not in ("weight", "bias")
-    }
-    batchnorm.replace_all_uses_with(layer)
-    module.graph.erase_node(batchnorm)
+def _fold(module: GraphModule, batchnorm: Node, name: str) -> Change:
+    """Fold one, or raise ObstacleError with every way's reason."""
+    reason = why_not_affine(batchnorm)
+    if reason:
+        raise ObstacleError(reason)
+    source, affine = arguments(batchnorm)["input"], batchnorm_affine(module, batchnorm)
+    try:
+        plan = into_producers(module, source, affine)
+    except ObstacleError as before:
+        return _fold_forwards(module, batchnorm, name, affine, why_not_before=str(before))
+    plan.apply()
+    moved = tuple(node.name for node in plan.moved)
+    change = Change(name, f"folded into {_names(plan)}", batchnorm.name, source.name, moved)
+    replace(batchnorm, source)
+    return change
 
 
-def _scale_output_channels(weight: Tensor, scale: Tensor, *, groups: int | None) -> Tensor:
-    """Multiply each output channel by its scale; `groups` None: they are dimension 0."""
-    kernel = weight.shape[2:]
-    if groups is None:
-        return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    blocks = weight.view(groups, -1, weight.shape[1], *kernel)  # (g, C_in/g, C_out/g, *kernel)
-    return (blocks * scale.view(groups, 1, -1, *[1] * len(kernel))).view_as(weight)
+def _fold_forwards(
+    module: GraphModule, batchnorm: Node, name: str, affine: Affine, *, why_not_before: str
+) -> Change:
+    source = arguments(batchnorm)["input"]
+    if is_mutated(source) or is_mutated(batchnorm):
+        raise ObstacleError(f"{why_not_before}; forwards: its input or output is changed in place")
+    try:
+        plan = into_consumers(module, batchnorm, affine)
+        what, rest = f"folded forwards into {_names(plan)}", None
+    except ObstacleError as behind:
+        reason = f"{why_not_before}; forwards: {behind}"
+        shift = affine.shift / affine.scale
+        if not bool(shift.isfinite().all()) or float(shift.abs().max()) > _MAX_SHIFT:
+            raise ObstacleError(reason) from behind
+        scale = Affine(affine.dim, affine.scale, torch.zeros_like(affine.shift))
+        try:
+            plan = into_consumers(module, batchnorm, scale)
+        except ObstacleError:
+            raise ObstacleError(reason) from behind
+        what = f"scale folded forwards into {_names(plan)}, shift kept as a sum"
+        rest = Affine(affine.dim, torch.ones_like(affine.scale), shift)
+    plan.apply()
+    layer = plan.layers[0].name
+    change = Change(name, what, layer, layer, tuple(node.name for node in plan.moved))
+    if rest is not None:
+        prefix = str(arguments(batchnorm)["running_mean"].target).rpartition(".")[0]
+        source = _written(
+            module, torch.ops.aten.add.Tensor, source, batchnorm, f"{prefix}.shift", rest
+        )
+    replace(batchnorm, source)
+    return change
 
 
-def _stored(module: GraphModule, source: Node | None, *, default: Tensor) -> Tensor:
-    return default if source is None else tensor(module, source).double()
+def _written(
+    module: GraphModule,
+    target: torch._ops.OpOverload,
+    source: Node,
+    batchnorm: Node,
+    name: str,
+    affine: Affine,
+) -> Node:
+    """Insert a product or sum with a BatchNorm's scale or shift."""
+    numbers: Tensor = affine.shift if target is torch.ops.aten.add.Tensor else affine.scale
+    numbers = numbers.view(-1, *[1] * (len(shape(source)) - 2))
+    stored = store(module, name, numbers, before=batchnorm)
+    return insert(target, source, stored, before=batchnorm)
 
 
-def _computed(call: dict[str, Any], *names: str) -> str | None:
-    """Return the first of the named arguments that is neither absent nor stored in the module."""
-    for name in names:
-        if call[name] is not None and call[name].op != "get_attr":
-            return name
-    return None
+def _names(plan: Plan) -> str:
+    """Name the layers that took over, by their modules."""
+    names = dict.fromkeys(module_path(layer) or layer.name for layer in plan.layers)
+    return ", ".join(names)

@@ -28,6 +28,7 @@ __all__ = [
     "operator",
     "operator_name",
     "replace",
+    "replace_input",
     "shape",
     "store",
     "tensor",
@@ -80,7 +81,7 @@ def concrete(value: Any) -> Any:
     if isinstance(value, Node):
         value = value.meta["val"]
     if isinstance(value, torch.SymInt):
-        return int(value.node.hint)
+        return int(value.node.hint)  # type: ignore[arg-type]
     return value
 
 
@@ -216,3 +217,8 @@ def _owner(module: GraphModule, prefix: str) -> nn.Module:
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
     return owner
+
+
+def replace_input(user: Node, old: Node, new: Node) -> None:
+    """Let one user of a node use another instead."""
+    user.replace_input_with(old, new)

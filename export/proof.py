@@ -4,7 +4,7 @@ In float32 a wrong fold can hide: rounding alone moves a logit by 1e-6, and so d
 behind a large variance. In float64 a right fold errs by 1e-15.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -50,8 +50,8 @@ def prove(
         error at each rewritten site. A site of which no output depends any more is judged by the
         outputs.
     """
-    pairs = _promises(changes)
-    wanted = {name for name, _ in pairs.values()}
+    pairs = _promises(changes, {node.name for node in traced.graph.nodes})
+    wanted = {pair[0] for pair in pairs.values() if pair}
     before: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor) -> None:
@@ -60,8 +60,9 @@ def prove(
 
     expected = evaluate(traced, inputs, on_value=keep)
     counterparts: dict[str, list[tuple[str, str]]] = {}
-    for site, (old, new) in pairs.items():
-        counterparts.setdefault(new, []).append((site, old))
+    for site, pair in pairs.items():
+        if pair:
+            counterparts.setdefault(pair[1], []).append((site, pair[0]))
     errors: dict[str, float] = {}
 
     def judge(name: str, value: Tensor) -> None:
@@ -73,37 +74,42 @@ def prove(
     return expected, error, {site: errors.get(site, error) for site in pairs}
 
 
-def _promises(changes: Iterable[Change]) -> dict[str, tuple[str, str]]:
+def _promises(changes: Iterable[Change], traced: Set[str]) -> dict[str, tuple[str, str] | None]:
     """Return, by site, the nodes of the traced and of the simplified graph that must agree.
 
     The changes are gone through in their order, keeping book of which traced value each node has.
     Where a later change takes a site's value away (a convolution that took over a BatchNorm also
-    takes over the scale behind it), the site is judged by the value that came in its place.
+    takes over the scale behind it), the site is judged by the value that came in its place; None
+    where no node has such a value, and only the outputs can tell.
     """
-    origin: dict[str, str | None] = {}  # node -> traced node of the same value; None: of no one
-    successor: dict[str, str] = {}  # traced value -> the one that took its place
-    sites: dict[str, str] = {}
+    origin: dict[str, str | None] = {name: name for name in traced}  # node -> traced value
+    successor: dict[str, str | None] = {}  # traced value -> the one that took its place
+    sites: dict[str, str | None] = {}
     for change in changes:
-        value = origin.get(change.before, change.before)
-        assert value is not None, f"{change.site}: {change.before} has no value of the traced graph"
+        value = origin.get(change.before)
+        if value is None and not change.site:
+            continue
         for name in {change.before, change.after, *change.moved}:
-            lost = origin.get(name, name)
+            lost = origin.get(name)
             if lost is not None and lost != value:
                 successor[lost] = value
             origin[name] = None
         origin[change.after] = value
-        successor.pop(value, None)
-        sites.setdefault(change.site, value)
-    return {site: _where(value, origin, successor) for site, value in sites.items()}
+        if value is not None:
+            successor.pop(value, None)
+        if change.site:
+            sites.setdefault(change.site, value)
+    holders = {value: name for name, value in origin.items() if value is not None}
+    return {site: _where(value, holders, successor) for site, value in sites.items()}
 
 
 def _where(
-    value: str, origin: Mapping[str, str | None], successor: Mapping[str, str]
-) -> tuple[str, str]:
+    value: str | None, holders: Mapping[str, str], successor: Mapping[str, str | None]
+) -> tuple[str, str] | None:
     """Return a traced value, or the last that came in its place, and the node that has it now."""
-    while value in successor:
+    while value is not None and value in successor:
         value = successor[value]
-    return value, next((name for name, known in origin.items() if known == value), value)
+    return None if value is None or value not in holders else (value, holders[value])
 
 
 def assert_below_limit(errors: Mapping[str, float]) -> None:

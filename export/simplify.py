@@ -16,14 +16,15 @@ from torch.fx import GraphModule
 from deploy.errors import BadInputError
 from export.dead_code import remove_dead_code
 from export.float64 import evaluate
-from export.fold_batchnorm import fold_batchnorm
+from export.fold_batchnorm import fold_batchnorm, write_scale_and_shift
+from export.fold_scales import fold_scales
 from export.proof import PROOF_LIMIT, assert_below_limit, largest_error, prove
 from export.report import Change, PassReport, SimplifyReport
 from export.sites import count
 from export.strip_dropout import strip_dropout
 from export.trace import floating_dtype, frozen_copy, trace
 
-__all__ = ["SIMPLIFY_PASSES", "Pass", "Simplified", "simplify"]
+__all__ = ["FINISHING_PASSES", "SIMPLIFY_PASSES", "Pass", "Simplified", "simplify"]
 
 
 class Pass(Protocol):
@@ -36,7 +37,14 @@ class Pass(Protocol):
 
 
 # Dropout between a convolution and its BatchNorm is gone before the fold looks for the pair.
-SIMPLIFY_PASSES: tuple[Pass, ...] = (strip_dropout, fold_batchnorm, remove_dead_code)
+SIMPLIFY_PASSES: tuple[Pass, ...] = (
+    strip_dropout,
+    fold_batchnorm,
+    fold_scales,
+    remove_dead_code,
+)
+# Once, when nothing is left to fold.
+FINISHING_PASSES: tuple[Pass, ...] = (write_scale_and_shift, remove_dead_code)
 
 _ROUNDS = 20  # of the passes; a model of our zoo takes up to five
 
@@ -54,6 +62,7 @@ def simplify(
     example_inputs: tuple[Tensor, ...],
     *,
     passes: tuple[Pass, ...] = SIMPLIFY_PASSES,
+    finishing: tuple[Pass, ...] = FINISHING_PASSES,
 ) -> Simplified:
     """Simplify a copy of a model, as it computes in evaluation mode.
 
@@ -61,7 +70,8 @@ def simplify(
         model: Takes the inputs as positional arguments; its outputs are tensors.
         example_inputs: Batches of one size. The proof runs on the first sample and on a random one
             like it.
-        passes: What to apply, in this order.
+        passes: What to apply, in this order, until none finds anything.
+        finishing: What to apply once after that.
 
     Raises:
         BadInputError: The model cannot be copied, traced or run in float64, or is not finite.
@@ -72,7 +82,7 @@ def simplify(
     traced = trace(frozen, tuple(x.cpu() for x in example_inputs))
 
     simplified = copy.deepcopy(traced).double()
-    simplified, reports, changes = _apply(simplified, passes)
+    simplified, reports, changes = _apply(simplified, passes, finishing)
 
     inputs = _proof_inputs(example_inputs)
     expected = _model_outputs(frozen.double(), inputs)
@@ -100,7 +110,7 @@ def simplify(
 
 
 def _apply(
-    module: GraphModule, passes: tuple[Pass, ...]
+    module: GraphModule, passes: tuple[Pass, ...], finishing: tuple[Pass, ...]
 ) -> tuple[GraphModule, dict[str, PassReport], list[Change]]:
     """Apply the passes in turn, again and again, until none finds anything to change.
 
@@ -110,20 +120,29 @@ def _apply(
     Returns:
         The module, each pass' report over all rounds, and all changes in their order.
     """
-    reports = {apply.__name__: PassReport() for apply in passes}
+    reports = {apply.__name__: PassReport() for apply in (*passes, *finishing)}
     changes: list[Change] = []
+
+    def run(apply: Pass) -> None:
+        nonlocal module
+        module, report = apply(module)
+        # Not left to the pass: a stale module would run, and be proved, as it was before.
+        module.recompile()
+        done = reports[apply.__name__].changed + report.changed
+        reports[apply.__name__] = PassReport(done, report.skipped)
+        changes.extend(report.promises)
+
     for _ in range(_ROUNDS):
         before = len(changes)
         for apply in passes:
-            module, report = apply(module)
-            # Not left to the pass: a stale module would run, and be proved, as it was before.
-            module.recompile()
-            done = reports[apply.__name__].changed + report.changed
-            reports[apply.__name__] = PassReport(done, report.skipped)
-            changes += report.changed
+            run(apply)
         if len(changes) == before:
-            return module, reports, changes
-    raise RuntimeError(f"the passes still find something after {_ROUNDS} rounds: {changes[-1]}")
+            break
+    else:
+        raise RuntimeError(f"the passes still find something after {_ROUNDS} rounds: {changes[-1]}")
+    for apply in finishing:
+        run(apply)
+    return module, reports, changes
 
 
 def _single_error(

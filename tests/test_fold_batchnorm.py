@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from deploy.errors import CheckFailedError
 from export.fold_batchnorm import fold_batchnorm
+from export.graph import arguments, replace
 from export.report import PassReport
-from export.simplify import SIMPLIFY_PASSES, Simplified, simplify
-from export.graph import arguments
+from export.simplify import Simplified, simplify
 from export.sites import find_sites, is_batchnorm
 
 
@@ -110,7 +110,9 @@ def test_fold_skips_a_convolution_with_two_consumers():
             return (self.norms[0](y) + y).mean((2, 3))
 
     reasons = skipped(TwoConsumers(norms=1), noise(2, 3, 8, 8))
-    assert reasons == {"norms.0": "the output of conv2d has 2 consumers"}
+    assert reasons == {
+        "norms.0": "the output of conv2d has 2 consumers; forwards: add adds another value to it"
+    }
 
 
 def test_fold_skips_a_convolution_whose_output_is_changed_in_place_and_used_again():
@@ -132,6 +134,17 @@ def test_fold_skips_both_of_two_batchnorms_behind_one_convolution():
     assert list(skipped(TwoNorms(norms=2), noise(2, 3, 8, 8))) == ["norms.0", "norms.1"]
 
 
+class ConvolvesWithSoftmax(nn.Module):
+    """A kernel that depends on the image (dynamic convolution)."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(4, 3, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel * x.mean())
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -139,18 +152,22 @@ def test_fold_skips_both_of_two_batchnorms_behind_one_convolution():
             Chain(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
             "it has no running statistics and normalises by those of the batch",
         ),
-        (Chain(nn.BatchNorm2d(3)), "it follows the input, not a convolution or linear layer"),
         (
-            Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
-            "it follows aten.relu, not a convolution or linear layer",
+            Chain(nn.BatchNorm2d(3)),
+            "it follows the input, not a convolution or linear layer; forwards: it is an output",
         ),
         (
-            Chain(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)),
-            "the weight of conv2d is computed in the graph",
+            Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
+            "it follows relu, which takes no shift; forwards: it is an output",
+        ),
+        (
+            Chain(ConvolvesWithSoftmax(), nn.BatchNorm2d(4)),
+            "the weight of conv2d is computed in the graph; forwards: it is an output",
         ),
         (
             Chain(nn.Flatten(2), nn.Linear(16, 5), nn.BatchNorm1d(3)),
-            "it normalises another dimension than the output channels of linear",
+            "it normalises another dimension than the output channels of linear; "
+            "forwards: it is an output",
         ),
     ],
 )
@@ -196,7 +213,7 @@ def folds_onto_the_wrong_groups(module):
 def promises_too_much(module):
     for node in list(module.graph.nodes):
         if is_batchnorm(node):
-            node.replace_all_uses_with(node.args[0])
+            replace(node, node.args[0])
     return module, PassReport()
 
 
@@ -212,8 +229,8 @@ def test_a_wrong_fold_is_caught_by_the_proof_and_the_right_one_is_not(wrong_pass
     model = randomized(Chain(nn.ConvTranspose2d(4, 6, 2, groups=2), nn.BatchNorm2d(6)))
     x = noise(2, 4, 5, 5)
     with pytest.raises(CheckFailedError, match=found):
-        simplify(model, (x,), passes=(wrong_pass,))
-    simplify(model, (x,), passes=SIMPLIFY_PASSES)
+        simplify(model, (x,), passes=(wrong_pass,), finishing=())
+    simplify(model, (x,))
 
 
 @st.composite
@@ -243,5 +260,7 @@ def test_any_chain_of_layers_simplifies_exactly(model):
     report = simplify(model, (noise(2, 4, 6, 6),)).report  # raises above 1e-9
     assert report.model_error < 1e-12
     before, after = report.before, report.after
-    assert after.dropouts == 0 and after.batchnorms == len(report.skipped)
-    assert before.batchnorms - after.batchnorms == len(report.passes["fold_batchnorm"].changed)
+    assert (after.dropouts, after.batchnorms) == (0, 0)
+    folded, written = report.passes["fold_batchnorm"], report.passes["write_scale_and_shift"]
+    assert before.batchnorms == len(folded.changed) + len(written.changed)
+    assert {change.site for change in written.changed} == set(folded.skipped)

@@ -54,7 +54,7 @@ def test_the_count_finds_no_site_after_simplify_and_every_site_with_the_fold_swi
     assert find_sites(model).dropouts == ("3", "6")
     assert_simplified(simplify(model, x).model, skipped={})
 
-    unfolded = simplify(model, x, passes=(strip_dropout, remove_dead_code)).model
+    unfolded = simplify(model, x, passes=(strip_dropout, remove_dead_code), finishing=()).model
     with pytest.raises(CheckFailedError, match=r"2 left .BatchNorm 1, BatchNorm 5\)"):
         assert_simplified(unfolded, skipped={})
     unstripped = simplify(model, x, passes=SIMPLIFY_PASSES[1:]).model
@@ -75,12 +75,24 @@ def test_the_count_sees_a_site_inside_a_nested_graph():
 
 
 def test_the_reason_for_a_skip_stands_in_the_message_and_in_the_report():
-    result = simplify(randomized(Chain(nn.BatchNorm2d(3))), (noise(2, 3, 4, 4),))
-    with pytest.raises(CheckFailedError, match="0: it follows the input"):
+    model = randomized(Chain(nn.BatchNorm2d(3, track_running_stats=False)))
+    result = simplify(model, (noise(2, 3, 4, 4),))
+    with pytest.raises(CheckFailedError, match="0: it has no running statistics"):
         assert_simplified(result.model, skipped=result.report.skipped)
     report = json.loads(json.dumps(result.report.to_json(), allow_nan=False))
     assert list(report["passes"]["fold_batchnorm"]["skipped"]) == ["0"]
     assert report["before"]["batchnorms"] == report["after"]["batchnorms"] == 1
+
+
+def test_a_preactivation_becomes_one_scale_and_shift_and_keeps_its_reason():
+    model = randomized(Chain(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3)))
+    result = simplify(model, (noise(2, 3, 5, 5),))
+    assert_simplified(result.model, skipped=result.report.skipped)
+    (change,) = result.report.passes["write_scale_and_shift"].changed
+    assert (change.site, change.what) == ("0", "became one scale and shift")
+    assert result.report.site_errors["0"] < 1e-14
+    (reason,) = result.report.skipped.values()
+    assert reason.startswith("it follows the input, not a convolution or linear layer; forwards: ")
 
 
 class LiveDropout(nn.Module):
