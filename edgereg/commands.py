@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.commands import positive_int
-from edgereg.errors import EdgeregError
+from edgereg.errors import EdgeregError, nearest
 
 if TYPE_CHECKING:
+    from deploy.inspection import Inspection
     from edgereg.data.images import Images
     from edgereg.recipe import Recipe
     from edgereg.train.run import RunOptions
@@ -24,6 +25,7 @@ _DATA_HELP = (
     "FILE.npz or shards:PATTERN"
 )
 _CHECKPOINT_HELP = "a directory that `edgereg train` wrote"
+_LIBRARIES = ("torchvision:", "timm:")
 _RECIPE_EPILOG = (
     "Any key of a recipe can be set on the command line and wins over the file: "
     "--epochs 10 --optim.lr 1e-3 --model.name torchvision:mobilenet_v3_small"
@@ -111,6 +113,30 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     export.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="what to write")
     _add_output(export)
     export.set_defaults(handler=_export)
+
+    inspect = verbs.add_parser(
+        "inspect",
+        help="show what the simplification folds, strips and skips",
+        description="Show what the simplification did to a bundle, or does to a checkpoint or to "
+        "a model with random weights: site by site, with the reason for each that it skips.",
+    )
+    inspect.add_argument(
+        "subject",
+        metavar="CHECKPOINT|BUNDLE|MODEL",
+        help="a directory that `edgereg train`, `pretrain` or `export` wrote, or torchvision:NAME "
+        "or timm:NAME",
+    )
+    inspect.add_argument(
+        "--image-size",
+        type=positive_int,
+        metavar="N",
+        help="height and width of a model's input (default: its usual ones)",
+    )
+    inspect.add_argument(
+        "--all", action="store_true", help="a line for each site, however many there are"
+    )
+    _add_json(inspect)
+    inspect.set_defaults(handler=_inspect)
 
 
 def add_last_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -324,7 +350,7 @@ def _export(args: argparse.Namespace) -> int:
         args.out,
         target=args.target,
         force=args.force,
-        on_stage=lambda stage: print(f"... {stage}", file=sys.stderr, flush=True),
+        on_stage=_say,
     )
     judged, comparison, accuracy = result.conformance, result.comparison, result.accuracy
     if args.json:
@@ -347,6 +373,49 @@ def _export(args: argparse.Namespace) -> int:
         print(f"fp32: top-1 {accuracy.top1:.1%} on {accuracy.count} held-out images")
     print(f"wrote {result.path}")
     return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    inspection = _inspected(args.subject, args.image_size)
+    if args.json:
+        _print_json(inspection.to_json())
+    else:
+        print(inspection.to_text(show_all=args.all))
+    return 0
+
+
+def _inspected(subject: str, image_size: int | None) -> "Inspection":
+    """Find out what is to be inspected; torch is imported for what needs it only."""
+    path, is_model = Path(subject), subject.startswith(_LIBRARIES)
+    if image_size is not None and not is_model:
+        raise EdgeregError(
+            "only a model that is built for the occasion can be given an image size",
+            found=f"--image-size {image_size} with '{subject}'",
+            remedy="leave it out: a checkpoint and a bundle have theirs",
+        )
+    if is_model:
+        from edgereg.inspection import inspect_model
+
+        return inspect_model(subject, image_size=image_size, on_stage=_say)
+    if (path / "manifest.json").is_file():
+        from deploy.inspection import inspect_bundle
+
+        return inspect_bundle(path)
+    if (path / "checkpoint.json").is_file():
+        from edgereg.inspection import inspect_checkpoint
+
+        return inspect_checkpoint(path, on_stage=_say)
+    found = (
+        "holds neither manifest.json nor checkpoint.json" if path.is_dir() else "is no directory"
+    )
+    remedy = "name what `edgereg train` or `edgereg export` wrote, or torchvision:NAME or timm:NAME"
+    if ":" in subject and not path.exists():
+        remedy = nearest(subject, [library + subject.partition(":")[2] for library in _LIBRARIES])
+    raise EdgeregError(
+        "what is inspected is a checkpoint, a bundle, torchvision:NAME or timm:NAME",
+        found=f"'{subject}' {found}",
+        remedy=remedy,
+    )
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -407,18 +476,22 @@ def _prepare(args: argparse.Namespace) -> "tuple[Recipe, RunOptions]":
 
 
 def _simplify_text(report: "SimplifyReport") -> str:
-    before, after = report.before, report.after
-    lines = [
-        f"{what:12} {getattr(before, key):>9,} -> {getattr(after, key):>9,}"
-        for what, key in (
-            ("nodes", "nodes"),
-            ("parameters", "parameters"),
-            ("BatchNorm", "batchnorms"),
-            ("dropout", "dropouts"),
-        )
-    ]
-    lines += [f"left: {site}: {reason}" for site, reason in report.skipped.items()]
-    return "\n".join([*lines, f"float64 relative error {report.model_error:.1e}"])
+    from deploy.inspection import counts_text
+
+    document = report.to_json()
+    left = [f"left: {site}: {reason}" for site, reason in report.skipped.items()]
+    return "\n".join(
+        [
+            counts_text(document["before"], document["after"]),
+            *left,
+            f"float64 relative error {report.model_error:.1e}",
+        ]
+    )
+
+
+def _say(stage: str) -> None:
+    """Say on stderr what comes next, for work that takes a while."""
+    print(f"... {stage}", file=sys.stderr, flush=True)
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ VERBS = (
     "train",
     "eval",
     "export",
+    "inspect",
     "verify",
     "bench",
     "infer",

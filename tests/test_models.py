@@ -157,6 +157,11 @@ def test_what_rests_stays_in_evaluation_mode_in_training_and_in_a_copy():
         assert all(m.training is False for m in instance.eval().modules())
 
 
+def test_a_torchvision_transformer_refuses_images_that_its_patches_do_not_tile():
+    with pytest.raises(RecipeError, match=r"images of this size; found: .*100x100"):
+        build_model(ModelConfig("torchvision:vit_b_16", image_size=100), num_classes=3)
+
+
 def test_a_timm_model_gets_our_head():
     pytest.importorskip("timm", reason="the extra `timm` is not installed")
     model = build_model(ModelConfig("timm:mobilenetv3_small_050"), num_classes=7).eval()

@@ -250,7 +250,14 @@ def _torchvision(name: str, image_size: int) -> tuple[nn.Module, float]:
     options |= (
         {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     )
-    model = cast(nn.Module, models.get_model(name, weights=None, **options))
+    try:
+        model = cast(nn.Module, models.get_model(name, weights=None, **options))
+    except AssertionError as error:
+        raise RecipeError(
+            "a torchvision model must be made for images of this size",
+            found=f"model.name: 'torchvision:{name}', {image_size}x{image_size}: {error}",
+            remedy="choose another size or model",
+        ) from error
     layers = [(path, m) for path, m in model.named_modules() if not any(True for _ in m.children())]
     linear = [place for place, (_, m) in enumerate(layers) if isinstance(m, nn.Linear)]
     path, head = layers[linear[-1]] if linear else ("", None)
