@@ -172,6 +172,18 @@ def test_before_zero_padding_the_scale_is_folded_and_the_shift_stays():
     assert report.site_errors["norm"] < 1e-13
 
 
+def test_a_preactivations_positive_scale_goes_through_relu_and_the_shift_stays():
+    model = randomized(Chain(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1)))
+    result = simplify(model, (noise(2, 3, 5, 5),))
+    (change,) = result.report.passes["fold_batchnorm"].changed
+    assert change.what == "scale folded forwards into 2, shift kept as a sum"
+    targets = [str(node.target) for node in result.model.graph.nodes if node.op == "call_function"]
+    assert targets[:3] == ["aten.add.Tensor", "aten.relu.default", "aten.conv2d.default"]
+    with torch.no_grad():
+        model[0].weight[1] = -0.5
+    assert batchnorms_left(model) == 1
+
+
 def test_a_large_shift_over_a_small_scale_is_not_kept_as_a_sum():
     model = randomized(Readers(1))
     with torch.no_grad():
