@@ -68,10 +68,7 @@ class Inspection:
         height, width = self.image_size
         lines = [printable(f"{self.name}: {self.detail}, images of {height}x{width}")]
         if self.kind == "model":
-            lines.append(
-                "random weights, and BatchNorm's statistics are the initial ones: "
-                "the errors prove little"
-            )
+            lines.append("random weights and statistics: what folds does not depend on them")
         errors = report.float64_relative_error_below
         for name, done in report.passes.items():
             lines += _section(name, done, errors.sites, limit=None if show_all else MAX_SITES)

@@ -52,7 +52,7 @@ def inspect_model(
     image_size: int | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Inspection:
-    """Build a model with random weights, as a training does, and simplify it.
+    """Build a model as a training does, shake it, and simplify it.
 
     Args:
         name: `torchvision:NAME` or `timm:NAME`.
@@ -65,6 +65,7 @@ def inspect_model(
     """
     size = _usual_size(name) if image_size is None else image_size
     model = build_model(ModelConfig(name=name, image_size=size), num_classes=_CLASSES)
+    _shake(model)
     simplified = _simplified(model, size, on_stage=on_stage)
     return Inspection(name, "model", f"{_CLASSES} classes", (size, size), simplified)
 
@@ -73,6 +74,24 @@ def _simplified(model: nn.Module, size: int, *, on_stage: Callable[[str], None])
     on_stage(f"simplifying for images of {size}x{size}, and proving it in float64")
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     return simplify(model.eval(), (images,)).report.to_json()
+
+
+def _shake(model: nn.Module) -> None:
+    """Move every parameter and statistic off its first value.
+
+    A fold that forgot the mean, or beta, would be right for the zeros that a model begins with.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            least = 0.2 if parameter.ndim < 2 else 0.0  # gains and biases all begin alike
+            spread = parameter.std(correction=0).clamp(min=least)
+            parameter.add_(0.3 * spread * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.3 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator))
 
 
 def _usual_size(name: str) -> int:
