@@ -1,8 +1,9 @@
-"""Run a model as mathematics: in float64 and with dropout at rest, whatever its code says.
+"""Run a model as mathematics: in float64 and with nothing at random, whatever its code says.
 
 `model.double()` alone does not suffice: code says `x.float()` and `torch.zeros(3,
 dtype=torch.float32)`, a plain tensor attribute stays float32, and a functional dropout may be live
-in evaluation mode.
+in evaluation mode. Dropout is put at rest; a Bernoulli draw gives its mean, so that stochastic
+depth, x * bernoulli(p) / p, is at rest as well.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from export.graph import operator_name
 from export.sites import DROPOUT_OPERATORS
 
-__all__ = ["attention_at_rest", "evaluate"]
+__all__ = ["attention_at_rest", "evaluate", "mathematics"]
 
 _ROUNDED = {torch.float32, torch.float16, torch.bfloat16}
 _DROPOUTS = {
@@ -34,6 +35,8 @@ _DROPOUTS = {
     torch.alpha_dropout,
     torch.feature_alpha_dropout,
 }
+_BERNOULLIS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
+_BERNOULLI_OPERATORS = {"aten.bernoulli", "aten.bernoulli_"}
 _ATTENTIONS = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default}
 
 
@@ -50,7 +53,8 @@ def evaluate(
         inputs: Its positional arguments.
         on_value: Of a traced graph: is told each node's name and value as soon as it is there.
     """
-    with _mathematics():
+    inputs = tuple(x.clone() for x in inputs)  # the model may change them in place
+    with mathematics():
         if on_value is None:
             result = module(*inputs)
         else:
@@ -91,9 +95,22 @@ class _Float64(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if function in _ATTENTIONS:
             args, kwargs = attention_at_rest(args, kwargs)
+        if function in _BERNOULLIS or operator_name(function) in _BERNOULLI_OPERATORS:
+            return _mean(function, *args, **kwargs)
         if function is Tensor.float or function is Tensor.half or function is Tensor.bfloat16:
             return args[0].double()
         return function(*args, **kwargs)
+
+
+def _mean(function: Any, draw: Tensor, p: Any = None, **_: Any) -> Tensor:
+    """Return the mean of a Bernoulli draw; of `torch.bernoulli(x)`, whose x are the means."""
+    is_in_place = operator_name(function).endswith("_") or function is Tensor.bernoulli_
+    if p is None:
+        if not is_in_place:
+            return draw.clone()
+        p = 0.5
+    value = draw if is_in_place else torch.empty_like(draw)
+    return value.copy_(p) if isinstance(p, Tensor) else value.fill_(p)
 
 
 def _widen(value: Any) -> Any:
@@ -103,7 +120,8 @@ def _widen(value: Any) -> Any:
 
 
 @contextmanager
-def _mathematics() -> Iterator[None]:
+def mathematics() -> Iterator[None]:
+    """Compute in float64 and with nothing at random."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # of tensors made without a dtype
     try:

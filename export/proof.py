@@ -6,6 +6,7 @@ behind a large variance. In float64 a right fold errs by 1e-15.
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -21,13 +22,19 @@ PROOF_LIMIT = 1e-9
 
 
 def relative_error(actual: Tensor, reference: Tensor) -> float:
-    """Return max|actual - reference| / max|reference|; infinite if the shapes differ."""
+    """Return max|actual - reference| / max|reference|; infinite if the shapes differ.
+
+    Equal infinities, of an attention mask, differ by nothing; the scale is that of what is finite.
+    """
     if actual.shape != reference.shape:
         return float("inf")
-    error = float((actual - reference).abs().max())
+    if not (actual.is_floating_point() or actual.is_complex()):
+        actual, reference = actual.double(), reference.double()
+    error = float(torch.where(actual == reference, 0.0, actual - reference).abs().max())
     if error == 0:
         return 0.0
-    scale = float(reference.abs().max())
+    finite = reference[reference.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
     return error / scale if scale else float("inf")
 
 

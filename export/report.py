@@ -39,10 +39,18 @@ class PassReport:
     Args:
         changed: The sites that it rewrote.
         skipped: Each site that it left as it was, with the reason.
+        replaced: Nodes that are no sites, each with the node that has exactly its value now: itself
+            where only its operator is another. The proof keeps book of them, nobody reads them.
     """
 
     changed: tuple[Change, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
+    replaced: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def promises(self) -> tuple[Change, ...]:
+        """All that the proof needs, in order; what was replaced has no site's name."""
+        return (*(Change("", "", *pair) for pair in self.replaced), *self.changed)
 
 
 @dataclass(frozen=True)

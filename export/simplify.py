@@ -16,9 +16,16 @@ from torch.fx import GraphModule
 from deploy.errors import BadInputError
 from export.dead_code import remove_dead_code
 from export.float64 import evaluate
+from export.fold_attention_scale import fold_attention_scale
 from export.fold_batchnorm import fold_batchnorm, write_scale_and_shift
+from export.fold_constants import fold_constants
 from export.fold_scales import fold_scales
+from export.functional import make_functional
+from export.pack_attention import pack_attention
+from export.plain_attention import plain_attention
 from export.proof import PROOF_LIMIT, assert_below_limit, largest_error, prove
+from export.randomness import assert_deterministic
+from export.reparameterize import reparameterize
 from export.report import Change, PassReport, SimplifyReport
 from export.sites import count
 from export.strip_dropout import strip_dropout
@@ -36,11 +43,18 @@ class Pass(Protocol):
         """Return the module and the report; `simplify` recompiles the module."""
 
 
-# Dropout between a convolution and its BatchNorm is gone before the fold looks for the pair.
+# In the order in which one makes room for the next: dropout between a convolution and its BatchNorm
+# is gone before the fold looks for the pair. What comes later may do so for an earlier one, too.
 SIMPLIFY_PASSES: tuple[Pass, ...] = (
     strip_dropout,
+    make_functional,
+    fold_constants,
     fold_batchnorm,
+    reparameterize,
     fold_scales,
+    plain_attention,
+    fold_attention_scale,
+    pack_attention,
     remove_dead_code,
 )
 # Once, when nothing is left to fold.
@@ -83,6 +97,7 @@ def simplify(
 
     simplified = copy.deepcopy(traced).double()
     simplified, reports, changes = _apply(simplified, passes, finishing)
+    assert_deterministic(simplified)
 
     inputs = _proof_inputs(example_inputs)
     first, last = (tuple(x[i : i + 1] for x in inputs) for i in (0, 1))

@@ -78,7 +78,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
         )
     batch = torch.export.Dim("batch", min=1)
     try:
-        with torch.no_grad(), _quiet_torch():
+        with torch.no_grad(), _quiet_torch(), _plain_attention_modules():
             program = torch.export.export(
                 model,
                 tuple(_two_samples(example_inputs)),
@@ -129,6 +129,20 @@ def _not_finite(found: str) -> BadInputError:
         found=found,
         remedy="go back to a checkpoint from before the training diverged",
     )
+
+
+@contextmanager
+def _plain_attention_modules() -> Iterator[None]:
+    """Keep nn.MultiheadAttention and nn.TransformerEncoder off their fused "fast path".
+
+    Those operators are torch's own: no exporter knows them, and no pass could look inside.
+    """
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def skipped(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
             nn.BatchNorm3d(6),
             (2, 4, 3, 3, 3),
         ),
+        (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6), (2, 4, 9, 9)),
         (nn.Linear(4, 6), nn.BatchNorm1d(6), (2, 4)),
         (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False), (2, 4)),
     ],
@@ -186,6 +187,16 @@ def test_fold_skips_a_batchnorm_whose_training_flag_is_live():
 
     (reason,) = skipped(Live(norms=1), noise(2, 3, 8, 8)).values()
     assert reason.startswith("its training flag is live")
+
+
+@pytest.mark.parametrize(
+    "parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_a_parametrized_weight_is_computed_once_and_then_folded_into(parametrize):
+    model = randomized(Chain(parametrize(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
+    result = assert_all_folded(model, noise(2, 3, 6, 6))
+    targets = [str(node.target) for node in result.model.graph.nodes if node.op == "call_function"]
+    assert targets[0] == "aten.conv2d.default" and not any("norm" in t for t in targets)
 
 
 def test_a_zero_initialised_batchnorm_folds_to_zeros():

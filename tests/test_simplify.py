@@ -237,3 +237,26 @@ def test_a_model_that_cannot_be_copied_is_refused():
 def test_example_inputs_of_different_batch_sizes_are_refused():
     with pytest.raises(BadInputError, match="batches of one size"):
         simplify(nn.Bilinear(3, 3, 2).eval(), (noise(2, 3), noise(3, 3)))
+
+
+def test_the_simplified_model_has_the_same_input_and_output_names():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, pixels, weight):
+            features = self.norm(self.conv(pixels)).mean((2, 3))
+            return {"features": features, "logits": (features * weight, features.relu())}
+
+    model, inputs = randomized(Named()), (noise(2, 3, 4, 4), noise(2, 4))
+    simplified = simplify(model, inputs).model
+    outputs, expected = simplified(*inputs), model(*inputs)
+    assert [n.target for n in simplified.graph.nodes if n.op == "placeholder"] == [
+        "pixels",
+        "weight",
+    ]
+    assert list(outputs) == ["features", "logits"] and isinstance(outputs["logits"], tuple)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    by_name = simplified(weight=inputs[1], pixels=inputs[0])
+    torch.testing.assert_close(by_name, outputs)

@@ -1,0 +1,244 @@
+"""What the zoo's rows add up to, what is wanted of them, and their table in Markdown."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_check import BATCHES, TOLERANCE
+from zoo_row import NOT_RUN, STATUSES
+
+__all__ = ["RESNET50", "Summary", "gates", "summarize", "to_markdown"]
+
+Row = Mapping[str, Any]
+
+RESNET50 = "torchvision/resnet50 at 224 px"
+_RESNET50_S = 5.0
+_SIMPLIFIED = 0.99
+_ARCHITECTURES, _FAMILIES, _ONNX_FAMILIES = 300, 60, 60
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the rows add up to.
+
+    Args:
+        counts: Architectures by status.
+        timm: Architectures of timm that ran.
+        timm_families: Their families.
+        planted: Families with a planted wrong fold.
+        caught: Those where the proof found it.
+        exported: Families with an ONNX file.
+        same: Those whose files all give the same answers, and have no BatchNormalization that the
+            report does not name.
+        resnet50_s: Seconds for ResNet-50, None if it was not timed.
+    """
+
+    counts: Mapping[str, int]
+    timm: int
+    timm_families: int
+    planted: int
+    caught: int
+    exported: int
+    same: int
+    resnet50_s: float | None
+
+    @property
+    def run(self) -> int:
+        """How many architectures ran: all but those for which memory or time did not suffice."""
+        return sum(n for status, n in self.counts.items() if status not in NOT_RUN)
+
+    @property
+    def simplified(self) -> float:
+        """The share of them that was simplified."""
+        return self.counts["simplified"] / self.run if self.run else 0.0
+
+    def to_text(self) -> str:
+        """Return the figure as a line."""
+        counts = ", ".join(f"{self.counts[status]} {status}" for status in STATUSES)
+        time = "" if self.resnet50_s is None else f"; ResNet-50 {self.resnet50_s:.1f} s on one core"
+        return (
+            f"{self.simplified:.1%} of {self.run} simplified ({counts}); planted wrong folds "
+            f"caught in {self.caught} of {self.planted} families; ONNX the same in {self.same} of "
+            f"{self.exported}{time}"
+        )
+
+
+def summarize(rows: Iterable[Row]) -> Summary:
+    """Add the rows up."""
+    rows = list(rows)
+    timed = [row for row in rows if row["name"] == RESNET50 and row["status"] == "simplified"]
+    table = [row for row in rows if row["name"] != RESNET50]
+    timm = [row for row in table if row["family"].startswith("timm/")]
+    timm = [row for row in timm if row["status"] not in NOT_RUN]
+    planted = _by_family(table, "plant")
+    exported = _by_family(table, "onnx")
+    return Summary(
+        counts=Counter(row["status"] for row in table),
+        timm=len(timm),
+        timm_families=len({row["family"] for row in timm}),
+        planted=len(planted),
+        caught=sum(all(plant["is_caught"] for plant in plants) for plants in planted.values()),
+        exported=len(exported),
+        same=sum(not any(file["problem"] for file in files) for files in exported.values()),
+        resnet50_s=timed[0]["seconds"] if timed else None,
+    )
+
+
+def gates(summary: Summary, *, families: int | None) -> dict[str, bool]:
+    """Return what is wanted, and whether it is so.
+
+    Args:
+        summary: Of the rows.
+        families: How many there are; None where only a part was asked for, of which no number of
+            architectures is wanted, and no time.
+    """
+    counts = summary.counts
+    wanted = {
+        "0 wrong": counts["wrong"] == 0,
+        "0 crashed": counts["crashed"] == 0,
+        "0 vacuous": counts["vacuous"] == 0,
+        f">= {_SIMPLIFIED:.0%} simplified": summary.simplified >= _SIMPLIFIED,
+        "every planted wrong fold is caught": summary.caught == summary.planted,
+        "every ONNX file gives the same answers": summary.same == summary.exported,
+    }
+    if families is not None:
+        time = summary.resnet50_s
+        wanted |= {
+            f">= {_ARCHITECTURES} timm architectures": summary.timm >= _ARCHITECTURES,
+            f">= {_FAMILIES} timm families": summary.timm_families >= _FAMILIES,
+            f"a wrong fold planted in each of {families} families": summary.planted == families,
+            f">= {_ONNX_FAMILIES} families as ONNX": summary.exported >= _ONNX_FAMILIES,
+            f"ResNet-50 <= {_RESNET50_S:g} s": time is not None and time <= _RESNET50_S,
+        }
+    return wanted
+
+
+def to_markdown(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
+    """Return the whole document."""
+    table = sorted((row for row in rows if row["name"] != RESNET50), key=lambda row: row["name"])
+    versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
+    parts = [
+        "# The zoo: what `simplify` does to other people's models",
+        f"    {setting['command']}",
+        f"{setting['machine']}, Python {setting['python']}, {versions}. Written by the command; one "
+        "core for each architecture, seconds while another ran beside it.",
+        f"**{summarize(rows).to_text()}.**",
+        _EXPLANATION,
+        *_ends(table),
+        _plants(table),
+        _onnx(table),
+        _left(table),
+        "## Architectures\n\n" + "\n".join([*_HEAD, *map(_line, table)]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_EXPLANATION = """\
+Every parameter is random: norms, LayerScale, heads and gains that are initialised to zero as well;
+BatchNorm statistics lie around those of the data. *depends* is how far another image moves the
+outputs, relatively: nothing is proved by outputs that do not move. *px* is the smallest image that
+the architecture takes. *BatchNorm* and *dropout*: sites in the traced graph before -> after.
+*float64 error*: the largest relative one, at the outputs and at each rewritten site."""
+
+_HEAD = (
+    "| architecture | px | status | depends | BatchNorm | dropout | changed by pass | float64 error "
+    "| nodes | parameters (M) | s | ONNX error |",
+    "|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
+)
+
+
+def _line(row: Row) -> str:
+    cells = [row["name"], str(row.get("size", "")), row["status"]]
+    cells.append(f"{row['dependence']:.2g}" if "dependence" in row else "")
+    if row["status"] != "simplified":
+        return _cells(*cells, *[""] * 8)
+    before, after = row["before"], row["after"]
+    changed = (f"{name} {count}" for name, count in row["changed"].items() if count)
+    cells += [_arrow(before[key], after[key]) for key in ("batchnorms", "dropouts")]
+    cells += [", ".join(changed), f"{row['error']:.0e}", _arrow(before["nodes"], after["nodes"])]
+    cells.append(_arrow(*(f"{counts['parameters'] / 1e6:.2f}" for counts in (before, after))))
+    cells.append(f"{row['seconds']:.1f}")
+    return _cells(*cells, _onnx_cell(row.get("onnx")))
+
+
+def _onnx_cell(file: Mapping[str, Any] | None) -> str:
+    if file is None:
+        return ""
+    return "fails" if file["problem"] else f"{file['scaled_error']:.0e}"
+
+
+def _ends(table: Sequence[Row]) -> Iterable[str]:
+    """Yield a list for every status but "simplified", with the reasons."""
+    titles = {"out of memory": "Not run: out of memory", "timed out": "Not run: timed out"}
+    for status in STATUSES[1:]:
+        lines = [f"* {row['name']}: {row['reason']}" for row in table if row["status"] == status]
+        if lines:
+            yield f"## {titles.get(status, status.capitalize())}\n\n" + "\n".join(lines)
+
+
+def _plants(table: Sequence[Row]) -> str:
+    rows = [(row["family"], row["name"], row["plant"]) for row in table if "plant" in row]
+    if not rows:
+        return ""
+    head = ("| family | in | wrong | caught | found |", "|---|---|---|---|---|")
+    lines = [
+        _cells(family, name, plant["what"], "yes" if plant["is_caught"] else "NO", plant["found"])
+        for family, name, plant in sorted(rows, key=lambda row: row[:2])
+    ]
+    return "## Wrong folds, planted\n\n" + "\n".join([*head, *lines])
+
+
+def _onnx(table: Sequence[Row]) -> str:
+    files = [row for row in table if "onnx" in row]
+    if not files:
+        return ""
+    errors = [e for row in files if (e := row["onnx"]["scaled_error"]) is not None]
+    norms = sum(row["onnx"]["batchnorms"] for row in files)
+    unnamed = sum(len(row["onnx"]["unnamed"]) for row in files)
+    text = [
+        "## ONNX Runtime",
+        f"{len(files)} files of {len({row['family'] for row in files})} families, run at batch "
+        f"sizes {' and '.join(map(str, BATCHES))} against the model that was handed in, in float32. "
+        f"Largest scaled error {max(errors, default=float('nan')):.1e} (allowed "
+        f"{TOLERANCE.max_scaled_error:g}), median "
+        f"{statistics.median(errors or [float('nan')]):.1e}. "
+        f"{norms} BatchNormalization nodes, {unnamed} of them not named by the report.",
+    ]
+    problems = [f"* {r['name']}: {r['onnx']['problem']}" for r in files if r["onnx"]["problem"]]
+    return "\n\n".join([*text, *(["\n".join(problems)] if problems else [])])
+
+
+def _left(table: Sequence[Row]) -> str:
+    """List what was left as it was, by reason."""
+    sites: Counter[str] = Counter()
+    models: dict[str, list[str]] = {}
+    for row in table:
+        for reason, count in row.get("left", {}).items():
+            sites[reason] += count
+            models.setdefault(reason, []).append(row["name"])
+    if not sites:
+        return ""
+    head = ("| reason | sites | architectures | such as |", "|---|--:|--:|---|")
+    lines = [
+        _cells(reason, str(count), str(len(models[reason])), models[reason][0])
+        for reason, count in sites.most_common()
+    ]
+    return "## Left as they were, with the reason\n\n" + "\n".join([*head, *lines])
+
+
+def _by_family(rows: Iterable[Row], key: str) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        if key in row:
+            found.setdefault(row["family"], []).append(row[key])
+    return found
+
+
+def _arrow(before: object, after: object) -> str:
+    return f"{before}" if before == after else f"{before} -> {after}"
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,356 @@
+"""Pack the projections of query, key and value into one, and split its result in one step.
+
+    Given   q, k, v = x W_q^T + b_q, x W_k^T + b_k, x W_v^T + b_v
+    Result  p = x [W_q; W_k; W_v]^T + [b_q; b_k; b_v]     one product with x
+            p (B, T, 3 H d), reshaped (B, T, 3 H, d), permuted (B, 3 H, T, d), split (B, H, T, d)
+
+    Given   a projection that is packed already, in whatever order, and taken apart by selections
+    Result  the same, with its rows in the order of the split
+
+An ONNX file then holds one Split, and no Gather, Slice or Squeeze. Where query and key come from
+different inputs (cross-attention, class attention), those of one input are packed: key and value.
+
+Source: the rows of a linear layer are independent of one another.
+"""
+
+import operator as python
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from export.attention import Attention, find_attentions, name_sites, trace_back
+from export.graph import arguments, insert, is_stored, operator, tensor
+from export.rearrange import places_along, sizes, spread, store_sized
+from export.report import Change, PassReport
+
+__all__ = ["pack_attention"]
+
+_aten = torch.ops.aten
+_PICKS = {"aten.select", "aten.slice", "aten.narrow", "aten.unbind"}
+
+
+class _ObstacleError(Exception):
+    """Why projections stay as they are."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One value that is taken out of a projection's result.
+
+    Args:
+        node: The value: (B, H, T, d), or with B and H merged, or T and d exchanged.
+        rows: (H, d), the features of the projection that it holds.
+        tokens: (B, T), which vectors of the projection's input it is made of.
+        is_turned: Whether T and d are exchanged.
+    """
+
+    node: Node
+    rows: Tensor
+    tokens: Tensor
+    is_turned: bool
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """A linear layer and what its result is taken apart into.
+
+    Args:
+        layer: The linear layer.
+        parts: All values that others than movements read.
+        movements: The nodes in between.
+    """
+
+    layer: Node
+    parts: tuple[_Part, ...]
+    movements: tuple[Node, ...]
+
+
+def pack_attention(module: GraphModule) -> tuple[GraphModule, PassReport]:
+    """Pack the projections of a traced module's attentions, in place."""
+    changed, skipped = [], {}
+    for site, layers in _groups(module):
+        try:
+            projections = [_take_apart(module, layer) for layer in layers]
+            change = _pack(module, site, projections)
+        except _ObstacleError as reason:
+            skipped[site] = str(reason)
+            continue
+        if change is not None:
+            changed.append(change)
+    return module, PassReport(tuple(changed), skipped)
+
+
+def _groups(module: GraphModule) -> list[tuple[str, list[Node]]]:
+    """Return, by site, the linear layers that one attention feeds with the same input.
+
+    A layer whose result is taken apart by selections makes a group of its own, whatever follows:
+    it is most likely a packed projection, of an attention that is not written plainly.
+    """
+    groups: list[tuple[str, list[Node]]] = []
+    grouped: set[Node] = set()
+    for attention in find_attentions(module.graph):
+        layers = _projections_of(module, attention)
+        inputs = {layer: _source(layer)[0] for layer in layers}
+        for source in dict.fromkeys(inputs.values()):
+            same = [layer for layer in layers if inputs[layer] is source]
+            if not grouped.intersection(same):
+                groups.append((attention.site, same))
+                grouped.update(same)
+    rest = [n for n in module.graph.nodes if n not in grouped and operator(n) == "aten.linear"]
+    packed = [layer for layer in rest if _is_taken_apart(layer)]
+    names = name_sites(packed)
+    return [*groups, *((names[layer], [layer]) for layer in packed)]
+
+
+def _is_taken_apart(layer: Node) -> bool:
+    """Say whether several selections are made of a layer's result."""
+    picks = [operator(node) for node in spread(layer) if operator(node) in _PICKS]
+    return len(picks) > 1 or "aten.unbind" in picks
+
+
+def _projections_of(module: GraphModule, attention: Attention) -> list[Node]:
+    """Return the linear layers that an attention's query, key and value come from."""
+    found = []
+    for operand in attention.operands:
+        source = trace_back(module, operand)[-1]
+        while operator(source) in {"aten.layer_norm", "aten.rms_norm"}:  # of queries and keys
+            source = trace_back(module, source.all_input_nodes[0])[-1]
+        if operator(source) == "aten.linear" and source not in found:
+            found.append(source)
+    return found
+
+
+def _source(layer: Node) -> tuple[Node, Node | None]:
+    """Return a layer's input before its vectors changed their order, and what changed it."""
+    value = layer.args[0]
+    assert isinstance(value, Node)
+    last = len(sizes(value)) - 1
+    if operator(value) in {"aten.transpose", "aten.permute"}:
+        order = torch.empty([1] * last + [2], device="meta")
+        source = value.args[0]
+        assert isinstance(source, Node)
+        if value.target(order, *value.args[1:]).shape[-1] == 2:  # type: ignore[operator]
+            return source, value
+    return value, None
+
+
+def _take_apart(module: GraphModule, layer: Node) -> _Projection:
+    """Return a projection with its parts.
+
+    Raises:
+        _ObstacleError: They are not all heads of one kind.
+    """
+    for name in ("weight", "bias"):
+        given = arguments(layer)[name]
+        if given is not None and not is_stored(given):
+            raise _ObstacleError(f"the {name} of {layer.name} is computed in the graph")
+    places = spread(layer)
+    parts, movements = [], []
+    for node, read in places.items():
+        if node is not layer:
+            movements.append(node)
+        readers = [user for user in node.users if user not in places]
+        if all(operator(user) == "aten.sym_size" for user in readers):
+            continue
+        if not isinstance(read, Tensor):
+            raise _ObstacleError(f"{readers[0].name} reads {node.name} as a whole")
+        parts.append(_as_heads(layer, node, read))
+    return _Projection(layer, tuple(parts), tuple(movements))
+
+
+def _as_heads(layer: Node, node: Node, places: Tensor) -> _Part:
+    """Say which features and which tokens a value holds.
+
+    Raises:
+        _ObstacleError: It is no (B, H, T, d).
+    """
+    features = sizes(layer)[-1]
+    _, moved = _source(layer)
+    for is_turned in (False, True):
+        turned = places.mT if is_turned and places.ndim > 1 else places
+        rows, tokens = turned % features, turned // features
+        if turned.ndim == 3:
+            heads, rest = divmod(rows.unique().numel(), rows.shape[-1])
+            if rest or len(rows) % heads:
+                continue
+            rows, tokens = (x.unflatten(0, (-1, heads)) for x in (rows, tokens))
+        if rows.ndim != 4:
+            continue
+        if (rows == rows[:1, :, :1]).all() and (tokens == tokens[:, :1, :, :1]).all():
+            tokens = tokens[:, 0, :, 0]
+            if moved is not None:
+                tokens = places_along([moved, _source(layer)[0]])[..., 0].flatten()[tokens]
+                tokens = tokens // sizes(moved)[-1]
+            return _Part(node, rows[0, :, 0], tokens, is_turned)
+    raise _ObstacleError(f"{node.name} is not one vector for each head and token")
+
+
+def _pack(module: GraphModule, site: str, projections: Sequence[_Projection]) -> Change | None:
+    """Replace projections by one; None where nothing is gained.
+
+    Raises:
+        _ObstacleError: Their results do not fit into one split.
+    """
+    parts = [part for projection in projections for part in projection.parts]
+    blocks = _blocks(projections)
+    movements = [node for projection in projections for node in projection.movements]
+    has_picks = any(operator(node) in _PICKS for node in movements)
+    cost = 2 * len(projections) + sum(not _is_free(node) for node in movements)
+    packed_cost = 2 + 3 + sum(_count_behind(part) for part in parts)
+    if len(blocks) < 2 or packed_cost > cost or (packed_cost == cost and not has_picks):
+        return None
+    if any(part.rows.shape[1] != parts[0].rows.shape[1] for part in parts):
+        raise _ObstacleError("its heads are of different widths")
+    is_batch_first = _is_batch_first(parts)
+    return _rewrite(module, site, projections, blocks, layout)
+
+
+_REORDERED = "its tokens change their order behind the projection"
+
+
+def _is_batch_first(parts: Sequence[_Part]) -> bool:
+    """Say whether a projection's input is (..., T, D), and not (T, B, D).
+
+    Raises:
+        _ObstacleError: It is neither.
+    """
+    tokens = parts[0].tokens
+    if any(not torch.equal(part.tokens, tokens) for part in parts):
+        raise _ObstacleError("its query, key and value are not of the same tokens")
+    if any(not isinstance(part.node.meta["val"].shape[-2 + part.is_turned], int) for part in parts):
+        raise _ObstacleError("it attends over the batch")
+    places = torch.arange(tokens.numel())
+    if torch.equal(tokens, places.view(tokens.shape)):
+        return True
+    if torch.equal(tokens, places.view(tokens.T.shape).T):
+        return False
+    raise _ObstacleError(_REORDERED)
+
+
+def _blocks(projections: Sequence[_Projection]) -> list[tuple[Node, Tensor]]:
+    """Return the different sets of rows that are read, each with its layer.
+
+    Raises:
+        _ObstacleError: Two parts share some rows, but not all.
+    """
+    found: list[tuple[Node, Tensor]] = []
+    for projection in projections:
+        for part in projection.parts:
+            if _block_of(part, projection.layer, found) is not None:
+                continue
+            for layer, rows in found:
+                if layer is projection.layer and torch.isin(rows, part.rows).any():
+                    raise _ObstacleError("two of its query, key and value share features")
+            found.append((projection.layer, part.rows))
+    layers = [projection.layer for projection in projections]
+    return sorted(found, key=lambda block: (layers.index(block[0]), int(block[1].min())))
+
+
+def _block_of(part: _Part, layer: Node, blocks: Sequence[tuple[Node, Tensor]]) -> int | None:
+    for number, (other, rows) in enumerate(blocks):
+        if other is layer and torch.equal(rows, part.rows):
+            return number
+    return None
+
+
+def _is_free(node: Node) -> bool:
+    """Say whether a movement needs no operator in the ONNX file: Split takes its results itself."""
+    if operator(node):
+        return operator(node) in {"aten.contiguous", "aten.clone", "aten.alias"}
+    source = node.args[0]
+    return isinstance(source, Node) and operator(source) != "aten.unbind"
+
+
+def _count_behind(part: _Part) -> int:
+    """Return how many operators a part takes behind the split."""
+    return int(part.is_turned) + int(len(sizes(part.node)) == 3)
+
+
+def _rewrite(
+    module: GraphModule,
+    site: str,
+    projections: Sequence[_Projection],
+    blocks: Sequence[tuple[Node, Tensor]],
+    *,
+    is_batch_first: bool,
+) -> Change:
+    """Insert the packed projection and its split, and remove the old ones."""
+    layers = [projection.layer for projection in projections]
+    names = ", ".join(_name(layer) for layer in layers)
+    what = f"{names} packed" if len(layers) > 1 else "split in one step"
+    first = next(node for node in module.graph.nodes if node in layers)
+    packed = _insert_layer(module, first, layers, blocks)
+    length, (_, width) = projections[0].parts[0].tokens.shape[1], blocks[0][1].shape
+    heads = [len(rows) for _, rows in blocks]
+    shape = [-1, length] if is_batch_first else [length, -1]
+    order = [0, 2, 1, 3] if is_batch_first else [1, 2, 0, 3]
+    value = insert(_aten.reshape.default, packed, [*shape, sum(heads), width], before=first)
+    value = insert(_aten.permute.default, value, order, before=first)
+    value = insert(_aten.split_with_sizes.default, value, heads, 1, before=first)
+    results = [insert(python.getitem, value, number, before=first) for number in range(len(heads))]
+
+    erased = [
+        node for projection in projections for node in (projection.layer, *projection.movements)
+    ]
+    promises: dict[int, tuple[str, str]] = {}
+    for projection in projections:
+        for part in projection.parts:
+            number = _block_of(part, projection.layer, blocks)
+            assert number is not None
+            new = _reshaped(results[number], part, first)
+            promises[number] = part.node.name, new.name
+            part.node.replace_all_uses_with(new)
+    before, after = promises[max(promises)]  # the value, most likely: a scale moves the query
+    moved = tuple(node.name for node in erased if node.name != before)
+    for node in reversed(list(module.graph.nodes)):
+        if node in erased and not node.users:
+            module.graph.erase_node(node)
+    return Change(site, what, before, after, moved)
+
+
+def _insert_layer(
+    module: GraphModule, first: Node, layers: Sequence[Node], blocks: Sequence[tuple[Node, Tensor]]
+) -> Node:
+    """Insert a linear layer of the blocks' rows."""
+    source, _ = _source(first)
+    calls = {layer: arguments(layer) for layer in layers}
+    rows = [(calls[layer], block.flatten()) for layer, block in blocks]
+    weight = torch.cat([tensor(module, call["weight"])[block] for call, block in rows])
+    biases = [
+        weight.new_zeros(len(block))
+        if call["bias"] is None
+        else tensor(module, call["bias"])[block]
+        for call, block in rows
+    ]
+    has_bias = any(call["bias"] is not None for call in calls.values())
+    prefixes = [str(calls[layer]["weight"].target).rpartition(".")[0] for layer in layers]
+    owner = prefixes[0].rpartition(".")[0]
+    name = "_".join(prefix.rpartition(".")[2] for prefix in prefixes)
+    packed = f"{owner}.{name}".strip(".")
+    only = calls[first] if len(layers) == 1 else {}
+    new = [
+        store_sized(module, f"{packed}.weight", weight, before=first, instead_of=only.get("weight"))
+    ]
+    if has_bias:
+        bias = torch.cat(biases)
+        new.append(
+            store_sized(module, f"{packed}.bias", bias, before=first, instead_of=only.get("bias"))
+        )
+    return insert(_aten.linear.default, source, *new, before=first)
+
+
+def _reshaped(value: Node, part: _Part, before: Node) -> Node:
+    """Give a result of the split, (B, H, T, d), the shape of the part that it replaces."""
+    if part.is_turned:
+        value = insert(_aten.transpose.int, value, -2, -1, before=before)
+    if len(sizes(part.node)) == 3:
+        shape = [-1, *sizes(part.node)[1:]]
+        value = insert(_aten.reshape.default, value, shape, before=before)
+    return value
+
+
+def _name(layer: Node) -> str:
+    return str(arguments(layer)["weight"].target).rpartition(".")[0] or layer.name
