@@ -3,7 +3,8 @@
     Given   q = x W_q^T + b_q,  scores = s * q k^T
     Result  q = x (s W_q)^T + s b_q,  scores = q k^T
 
-wherever the scale stands: on q, on k, on both, or on their product. In a packed projection W_q are
+wherever the scale stands: on q, on k, on both, or on their product; other products of a linear
+layer's result are treated alike. In a packed projection W_q are
 the rows that the query reads; if something else reads them too, or the query is not a projection
 (but, say, rotated), the key's projection takes the scale. An affine LayerNorm or RMSNorm on the
 query takes it as a projection does.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from export.attention import Attention, find_attentions, single_factor, trace_back
+from export.attention import find_attentions, name_sites, single_factor, trace_back
 from export.graph import arguments, bypass, is_stored, operator, store, tensor
 from export.layers import scale_outputs
 from export.rearrange import places_along, sizes, spread
@@ -31,53 +32,47 @@ _NORMS = {"aten.layer_norm", "aten.rms_norm"}
 
 
 def fold_attention_scale(module: GraphModule) -> tuple[GraphModule, PassReport]:
-    """Fold the scales of a traced module's attentions, in place."""
+    """Fold the scales of a traced module's attentions, and of other such products, in place."""
     changed, skipped = [], {}
-    for attention in find_attentions(module.graph):
-        query, key, _ = attention.operands
-        scaled = [
-            *_down_to_last_factor(module, _own_way(module, query, attention.scores)),
-            *_down_to_last_factor(module, _own_way(module, key, attention.scores)),
-        ]
-        behind = _factors_behind(module, attention)
+    attentions = {attention.scores: attention.site for attention in find_attentions(module.graph)}
+    products = [n for n in module.graph.nodes if operator(n) in {"aten.matmul", "aten.bmm"}]
+    products += [scores for scores in attentions if scores not in products]
+    for product, name in name_sites(products).items():
+        site = attentions.get(product, name)
+        ways = [trace_back(module, operand) for operand in product.args[-2:]]  # type: ignore[arg-type]
+        scaled = [node for way in ways for node in _scaled(module, way, product)]
+        behind = _factors_behind(module, product)
         if not scaled and not behind:
             continue
-        reasons = []
-        for way in (trace_back(module, query), trace_back(module, key)):
-            reason = _why_not(way, attention.scores)
-            if reason is None:
-                changed.append(_fold(module, attention, way, scaled=scaled, behind=behind))
-                break
-            reasons.append(reason)
-        else:
-            skipped[attention.site] = f"the query: {reasons[0]}; the key: {reasons[1]}"
+        reasons = [_why_not(way, product) for way in ways]
+        if None in reasons:
+            way = ways[reasons.index(None)]
+            changed.append(_fold(module, site, product, way, scaled=scaled, behind=behind))
+        elif product in attentions:
+            skipped[site] = f"the query: {reasons[0]}; the key: {reasons[1]}"
     return module, PassReport(tuple(changed), skipped)
 
 
-def _own_way(module: GraphModule, operand: Node, scores: Node) -> list[Node]:
-    """Return an operand and what it was before, as long as nothing else reads it."""
-    way, user = [], scores
-    for node in trace_back(module, operand):
+def _scaled(module: GraphModule, way: list[Node], product: Node) -> list[Node]:
+    """Return an operand and what it was before, as far back as it is scaled for this product only.
+
+    The last node, if there is any, is a factor.
+    """
+    own, user = [], product
+    for node in way:
         if set(node.users) != {user}:
             break
-        way.append(node)
+        own.append(node)
         user = node
-    return way
+    factors = [place for place, node in enumerate(own) if single_factor(module, node)]
+    return own[: factors[-1] + 1] if factors else []
 
 
-def _down_to_last_factor(module: GraphModule, way: list[Node]) -> list[Node]:
-    """Return an operand's way as far back as something is scaled."""
-    factors = [i for i, node in enumerate(way) if single_factor(module, node)]
-    return way[: factors[-1] + 1] if factors else []
-
-
-def _factors_behind(module: GraphModule, attention: Attention) -> list[Node]:
-    """Return the factors that directly follow the scores."""
+def _factors_behind(module: GraphModule, product: Node) -> list[Node]:
+    """Return the factors that directly follow a product."""
     found: list[Node] = []
-    node = attention.scores
-    if operator(node) == "aten.baddbmm":
-        return found
-    while len(node.users) == 1:
+    node = product
+    while operator(product) != "aten.baddbmm" and len(node.users) == 1:
         (node,) = node.users
         if single_factor(module, node) is None:
             break
@@ -85,7 +80,7 @@ def _factors_behind(module: GraphModule, attention: Attention) -> list[Node]:
     return found
 
 
-def _why_not(way: list[Node], scores: Node) -> str | None:
+def _why_not(way: list[Node], product: Node) -> str | None:
     """Say why what an operand is made of cannot be scaled, or None."""
     source = way[-1]
     if operator(source) in _NORMS:
@@ -97,7 +92,7 @@ def _why_not(way: list[Node], scores: Node) -> str | None:
         given = arguments(source).get(name)
         if given is not None and not is_stored(given):
             return f"the {name} of {source.name} is computed in the graph"
-    on_the_way = {*itertools.pairwise(way[::-1]), (way[0], scores)}
+    on_the_way = {*itertools.pairwise(way[::-1]), (way[0], product)}
     places = spread(source)
     for node in _readers(way, places):
         for user in node.users:
@@ -129,14 +124,15 @@ def _asks_size(user: Node) -> bool:
 
 def _fold(
     module: GraphModule,
-    attention: Attention,
+    site: str,
+    product: Node,
     way: list[Node],
     *,
     scaled: list[Node],
     behind: list[Node],
 ) -> Change:
     """Scale the features that an operand holds, and remove the factors."""
-    source, scores = way[-1], attention.scores
+    source = way[-1]
     factor, factors = 1.0, []
     for node in (*scaled, *behind):
         found = single_factor(module, node)
@@ -149,14 +145,14 @@ def _fold(
         _scale_norm(module, source, scale)
     else:
         scale_outputs(module, source, scale, torch.zeros(1))
-    result = behind[-1] if behind else scores  # its value is the scores' from now on
-    moved = {*_readers(way, spread(source)), *scaled, *behind} - {scores, result}
+    result = behind[-1] if behind else product  # its value is the product's from now on
+    moved = {*_readers(way, spread(source)), *scaled, *behind} - {product, result}
     names = tuple(sorted(node.name for node in moved))
     for node in factors:
         bypass(node)
     into = str(arguments(source)["weight"].target).rpartition(".")[0] or source.name
     what = f"scale {factor:.6g} folded into {into}"
-    return Change(attention.site, what, result.name, scores.name, names)
+    return Change(site, what, result.name, product.name, names)
 
 
 def _scale_norm(module: GraphModule, norm: Node, scale: Tensor) -> None:

@@ -37,7 +37,7 @@ __all__ = ["constant_nodes", "fold_constants"]
 _MAX_ELEMENTS = 1_000_000  # 4 MB in float32; BEiT's table of positions, a block's, has 465 732
 _MAX_GROWTH = 2
 _UNDEFINED = ("aten.empty", "aten.new_empty", "aten.resize")
-# Of the first argument they read the type, and the last three the shape.
+# Of their first argument these read only the type, and the second three the shape, too.
 _NEW = {"aten.new_zeros", "aten.new_ones", "aten.new_full"}
 _LIKE = {"aten.zeros_like", "aten.ones_like", "aten.full_like"}
 

@@ -68,18 +68,36 @@ class _Projection:
     movements: tuple[Node, ...]
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What a packed projection reads.
+
+    Args:
+        source: Its input.
+        length: The number T of tokens.
+        is_batch_first: Whether that is (..., T, D), and not (T, B, D).
+    """
+
+    source: Node
+    length: int
+    is_batch_first: bool
+
+
 def pack_attention(module: GraphModule) -> tuple[GraphModule, PassReport]:
     """Pack the projections of a traced module's attentions, in place."""
     changed, skipped = [], {}
     for site, layers in _groups(module):
-        try:
-            projections = [_take_apart(module, layer) for layer in layers]
-            change = _pack(module, site, projections)
-        except _ObstacleError as reason:
-            skipped[site] = str(reason)
-            continue
-        if change is not None:
-            changed.append(change)
+        reasons = []
+        for stops in (False, True):
+            try:
+                change = _pack(module, site, [_take_apart(n, stops=stops) for n in layers])
+            except _ObstacleError as reason:
+                reasons.append(str(reason))
+                continue
+            changed += [change] if change is not None else []
+            break
+        else:
+            skipped[site] = reasons[0]
     return module, PassReport(tuple(changed), skipped)
 
 
@@ -137,8 +155,13 @@ def _source(layer: Node) -> tuple[Node, Node | None]:
     return value, None
 
 
-def _take_apart(module: GraphModule, layer: Node) -> _Projection:
+def _take_apart(layer: Node, *, stops: bool) -> _Projection:
     """Return a projection with its parts.
+
+    Args:
+        layer: The linear layer.
+        stops: Whether what is one vector for each head and token is a part in any case, even if
+            others only take tokens or features of it (a rotation of those that have a place).
 
     Raises:
         _ObstacleError: They are not all heads of one kind.
@@ -148,27 +171,33 @@ def _take_apart(module: GraphModule, layer: Node) -> _Projection:
         if given is not None and not is_stored(given):
             raise _ObstacleError(f"the {name} of {layer.name} is computed in the graph")
     places = spread(layer)
-    parts, movements = [], []
-    for node, read in places.items():
+    parts: list[_Part] = []
+    movements: list[Node] = []
+    waiting = [layer]
+    while waiting:
+        node = waiting.pop()
         if node is not layer:
             movements.append(node)
+        read = places[node]
+        if stops and node is not layer and isinstance(read, Tensor) and read.ndim == 4:
+            part = _as_heads(layer, node, read)
+            if part is not None:
+                parts.append(part)
+                continue
+        waiting += [user for user in node.users if user in places]
         readers = [user for user in node.users if user not in places]
         if all(operator(user) == "aten.sym_size" for user in readers):
             continue
-        if not isinstance(read, Tensor):
-            raise _ObstacleError(f"{readers[0].name} reads {node.name} as a whole")
-        parts.append(_as_heads(layer, node, read))
+        part = _as_heads(layer, node, read) if isinstance(read, Tensor) else None
+        if part is None:
+            raise _ObstacleError(f"{node.name} is not one vector for each head and token")
+        parts.append(part)
     return _Projection(layer, tuple(parts), tuple(movements))
 
 
-def _as_heads(layer: Node, node: Node, places: Tensor) -> _Part:
-    """Say which features and which tokens a value holds.
-
-    Raises:
-        _ObstacleError: It is no (B, H, T, d).
-    """
+def _as_heads(layer: Node, node: Node, places: Tensor) -> _Part | None:
+    """Say which features and which tokens a value holds; None if it is no (B, H, T, d)."""
     features = sizes(layer)[-1]
-    _, moved = _source(layer)
     for is_turned in (False, True):
         turned = places.mT if is_turned and places.ndim > 1 else places
         rows, tokens = turned % features, turned // features
@@ -180,12 +209,8 @@ def _as_heads(layer: Node, node: Node, places: Tensor) -> _Part:
         if rows.ndim != 4:
             continue
         if (rows == rows[:1, :, :1]).all() and (tokens == tokens[:, :1, :, :1]).all():
-            tokens = tokens[:, 0, :, 0]
-            if moved is not None:
-                tokens = places_along([moved, _source(layer)[0]])[..., 0].flatten()[tokens]
-                tokens = tokens // sizes(moved)[-1]
-            return _Part(node, rows[0, :, 0], tokens, is_turned)
-    raise _ObstacleError(f"{node.name} is not one vector for each head and token")
+            return _Part(node, rows[0, :, 0], tokens[:, 0, :, 0], is_turned)
+    return None
 
 
 def _pack(module: GraphModule, site: str, projections: Sequence[_Projection]) -> Change | None:
@@ -202,32 +227,52 @@ def _pack(module: GraphModule, site: str, projections: Sequence[_Projection]) ->
     packed_cost = 2 + 3 + sum(_count_behind(part) for part in parts)
     if len(blocks) < 2 or packed_cost > cost or (packed_cost == cost and not has_picks):
         return None
-    if any(part.rows.shape[1] != parts[0].rows.shape[1] for part in parts):
-        raise _ObstacleError("its heads are of different widths")
-    is_batch_first = _is_batch_first(parts)
+    try:
+        if any(part.rows.shape[1] != parts[0].rows.shape[1] for part in parts):
+            raise _ObstacleError("its heads are of different widths")
+        layout = _layout(projections)
+    except _ObstacleError:
+        if has_picks or len(projections) > 1:
+            raise
+        return None  # it is one Split already
     return _rewrite(module, site, projections, blocks, layout)
 
 
-_REORDERED = "its tokens change their order behind the projection"
-
-
-def _is_batch_first(parts: Sequence[_Part]) -> bool:
-    """Say whether a projection's input is (..., T, D), and not (T, B, D).
+def _layout(projections: Sequence[_Projection]) -> _Layout:
+    """Say how a packed projection's input is to be read.
 
     Raises:
-        _ObstacleError: It is neither.
+        _ObstacleError: It does not hold the tokens in an order of which a permutation makes heads.
     """
+    parts = [part for projection in projections for part in projection.parts]
     tokens = parts[0].tokens
     if any(not torch.equal(part.tokens, tokens) for part in parts):
         raise _ObstacleError("its query, key and value are not of the same tokens")
     if any(not isinstance(part.node.meta["val"].shape[-2 + part.is_turned], int) for part in parts):
         raise _ObstacleError("it attends over the batch")
-    places = torch.arange(tokens.numel())
-    if torch.equal(tokens, places.view(tokens.shape)):
-        return True
-    if torch.equal(tokens, places.view(tokens.T.shape).T):
-        return False
-    raise _ObstacleError(_REORDERED)
+    layers = [projection.layer for projection in projections]
+    inputs = [layer.args[0] for layer in layers]
+    source, moved = _source(layers[0])
+    choices = [(source, _original(tokens, moved))]
+    if all(given is inputs[0] for given in inputs):
+        choices.append((inputs[0], tokens))  # type: ignore[arg-type]
+    natural = torch.arange(tokens.numel())
+    for given, read in choices:
+        if torch.equal(read, natural.view(read.shape)):
+            return _Layout(given, read.shape[1], is_batch_first=True)
+    for given, read in choices:
+        if len(sizes(given)) == 3 and torch.equal(read, natural.view(read.T.shape).T):
+            return _Layout(given, read.shape[1], is_batch_first=False)
+    raise _ObstacleError("its tokens change their order behind the projection")
+
+
+def _original(tokens: Tensor, moved: Node | None) -> Tensor:
+    """Return which vectors of a value tokens are, from which they are after a permutation of it."""
+    if moved is None:
+        return tokens
+    source = moved.args[0]
+    assert isinstance(source, Node)
+    return places_along([moved, source])[..., 0].flatten()[tokens] // sizes(moved)[-1]
 
 
 def _blocks(projections: Sequence[_Projection]) -> list[tuple[Node, Tensor]]:
@@ -274,20 +319,20 @@ def _rewrite(
     site: str,
     projections: Sequence[_Projection],
     blocks: Sequence[tuple[Node, Tensor]],
-    *,
-    is_batch_first: bool,
+    layout: _Layout,
 ) -> Change:
     """Insert the packed projection and its split, and remove the old ones."""
     layers = [projection.layer for projection in projections]
     names = ", ".join(_name(layer) for layer in layers)
     what = f"{names} packed" if len(layers) > 1 else "split in one step"
     first = next(node for node in module.graph.nodes if node in layers)
-    packed = _insert_layer(module, first, layers, blocks)
-    length, (_, width) = projections[0].parts[0].tokens.shape[1], blocks[0][1].shape
+    packed = _insert_layer(module, layout.source, layers, blocks, before=first)
     heads = [len(rows) for _, rows in blocks]
-    shape = [-1, length] if is_batch_first else [length, -1]
-    order = [0, 2, 1, 3] if is_batch_first else [1, 2, 0, 3]
-    value = insert(_aten.reshape.default, packed, [*shape, sum(heads), width], before=first)
+    shape, order = [-1, layout.length], [0, 2, 1, 3]
+    if not layout.is_batch_first:
+        shape, order = [layout.length, -1], [1, 2, 0, 3]
+    shape += [sum(heads), blocks[0][1].shape[1]]
+    value = insert(_aten.reshape.default, packed, shape, before=first)
     value = insert(_aten.permute.default, value, order, before=first)
     value = insert(_aten.split_with_sizes.default, value, heads, 1, before=first)
     results = [insert(python.getitem, value, number, before=first) for number in range(len(heads))]
@@ -312,10 +357,14 @@ def _rewrite(
 
 
 def _insert_layer(
-    module: GraphModule, first: Node, layers: Sequence[Node], blocks: Sequence[tuple[Node, Tensor]]
+    module: GraphModule,
+    source: Node,
+    layers: Sequence[Node],
+    blocks: Sequence[tuple[Node, Tensor]],
+    *,
+    before: Node,
 ) -> Node:
     """Insert a linear layer of the blocks' rows."""
-    source, _ = _source(first)
     calls = {layer: arguments(layer) for layer in layers}
     rows = [(calls[layer], block.flatten()) for layer, block in blocks]
     weight = torch.cat([tensor(module, call["weight"])[block] for call, block in rows])
@@ -330,16 +379,18 @@ def _insert_layer(
     owner = prefixes[0].rpartition(".")[0]
     name = "_".join(prefix.rpartition(".")[2] for prefix in prefixes)
     packed = f"{owner}.{name}".strip(".")
-    only = calls[first] if len(layers) == 1 else {}
+    only = calls[before] if len(layers) == 1 else {}
     new = [
-        store_sized(module, f"{packed}.weight", weight, before=first, instead_of=only.get("weight"))
+        store_sized(
+            module, f"{packed}.weight", weight, before=before, instead_of=only.get("weight")
+        )
     ]
     if has_bias:
         bias = torch.cat(biases)
         new.append(
-            store_sized(module, f"{packed}.bias", bias, before=first, instead_of=only.get("bias"))
+            store_sized(module, f"{packed}.bias", bias, before=before, instead_of=only.get("bias"))
         )
-    return insert(_aten.linear.default, source, *new, before=first)
+    return insert(_aten.linear.default, source, *new, before=before)
 
 
 def _reshaped(value: Node, part: _Part, before: Node) -> Node:

@@ -16,6 +16,7 @@ from export.fold_batchnorm import fold_batchnorm
 from export.fold_constants import fold_constants
 from export.functional import make_functional
 from export.graph import operator, store
+from export.proof import relative_error
 from export.randomness import is_random
 from export.report import Change, PassReport
 from export.simplify import Simplified, simplify
@@ -249,6 +250,18 @@ def test_a_half_precision_model_is_folded_in_float64_and_rounded_once():
     (name,) = (name for name, _ in result.model.named_parameters())
     exact = ((model.state[:3].double() + 1) / 3 - 1 / 3)[:, None, None]
     assert torch.equal(result.model.get_parameter(name), exact.bfloat16())
+
+
+def test_a_mask_of_infinities_is_folded_and_proved():
+    def forward(self, x):
+        mask = torch.full((6, 6), float("-inf")).triu(1)
+        return (x + mask).softmax(-1)
+
+    assert operators(calls(forward)) == ["aten.add", "aten.softmax"]
+    infinite = torch.tensor([1.0, float("-inf")])
+    assert relative_error(infinite, infinite) == 0
+    assert relative_error(infinite + 1e-3, infinite) == pytest.approx(1e-3, rel=1e-3)
+    assert relative_error(torch.zeros(2), infinite) == math.inf
 
 
 def test_a_stored_tensor_is_not_folded_again():

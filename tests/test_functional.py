@@ -261,6 +261,16 @@ def test_a_dropout_in_place_is_stripped_as_before():
     assert report.after.dropouts == 0
 
 
+def test_a_site_that_was_promised_at_a_removed_node_is_still_proved():
+    def forward(self, x):
+        return F.dropout(self.conv(x).clone(), 0.5, training=False).relu()
+
+    passes = (strip_dropout, make_functional)
+    report = simplify(randomized(Calls(forward)), (noise(2, 3, 6, 6),), passes=passes).report
+    assert report.site_errors == {"dropout": 0.0} and report.after.nodes == 2
+    assert report.passes["make_functional"].changed == ()
+
+
 def test_a_torchvision_block_becomes_functional():
     model = randomized(torchvision.models.resnet.BasicBlock(3, 3))
     result = simplify(model, (noise(2, 3, 8, 8),), passes=(make_functional,), finishing=())
