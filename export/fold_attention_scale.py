@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from export.attention import find_attentions, name_sites, single_factor, trace_back
 from export.graph import arguments, bypass, is_stored, operator, store, tensor
 from export.layers import scale_outputs
-from export.rearrange import places_along, sizes, spread
+from export.rearrange import features_read, sizes, spread
 from export.report import Change, PassReport
 
 __all__ = ["fold_attention_scale"]
@@ -103,7 +103,7 @@ def _why_not(way: list[Node], product: Node) -> str | None:
 
 def _readers(way: list[Node], places: dict[Node, Any]) -> list[Node]:
     """Return the nodes that hold any of the features that an operand holds."""
-    rows = _rows(way)
+    rows = features_read(way)
     features = sizes(way[-1])[-1]
     found = [
         node
@@ -111,11 +111,6 @@ def _readers(way: list[Node], places: dict[Node, Any]) -> list[Node]:
         if not isinstance(read, Tensor) or bool(torch.isin(read.remainder(features), rows).any())
     ]
     return [*found, *(node for node in way if node not in places)]
-
-
-def _rows(way: list[Node]) -> Tensor:
-    """Return the features of its source that an operand holds."""
-    return places_along(way).remainder(sizes(way[-1])[-1]).unique()
 
 
 def _asks_size(user: Node) -> bool:
@@ -140,7 +135,7 @@ def _fold(
             factor *= found[1]
             factors.append(node)
     scale = torch.ones(sizes(source)[-1], dtype=torch.float64)
-    scale[_rows(way)] = factor
+    scale[features_read(way)] = factor
     if operator(source) in _NORMS:
         _scale_norm(module, source, scale)
     else:

@@ -15,72 +15,29 @@ Source: the rows of a linear layer are independent of one another.
 
 import operator as python
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from export.attention import Attention, find_attentions, name_sites, trace_back
-from export.graph import arguments, insert, is_stored, operator, tensor
-from export.rearrange import places_along, sizes, spread, store_sized
+from export.graph import arguments, insert, operator, tensor
+from export.projections import (
+    Layout,
+    ObstacleError,
+    Part,
+    Projection,
+    layout_of,
+    moved_input,
+    take_apart,
+)
+from export.rearrange import sizes, spread, store_sized
 from export.report import Change, PassReport
 
 __all__ = ["pack_attention"]
 
 _aten = torch.ops.aten
 _PICKS = {"aten.select", "aten.slice", "aten.narrow", "aten.unbind"}
-
-
-class _ObstacleError(Exception):
-    """Why projections stay as they are."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One value that is taken out of a projection's result.
-
-    Args:
-        node: The value: (B, H, T, d), or with B and H merged, or T and d exchanged.
-        rows: (H, d), the features of the projection that it holds.
-        tokens: (B, T), which vectors of the projection's input it is made of.
-        is_turned: Whether T and d are exchanged.
-    """
-
-    node: Node
-    rows: Tensor
-    tokens: Tensor
-    is_turned: bool
-
-
-@dataclass(frozen=True)
-class _Projection:
-    """A linear layer and what its result is taken apart into.
-
-    Args:
-        layer: The linear layer.
-        parts: All values that others than movements read.
-        movements: The nodes in between.
-    """
-
-    layer: Node
-    parts: tuple[_Part, ...]
-    movements: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What a packed projection reads.
-
-    Args:
-        source: Its input.
-        length: The number T of tokens.
-        is_batch_first: Whether that is (..., T, D), and not (T, B, D).
-    """
-
-    source: Node
-    length: int
-    is_batch_first: bool
 
 
 def pack_attention(module: GraphModule) -> tuple[GraphModule, PassReport]:
@@ -90,8 +47,8 @@ def pack_attention(module: GraphModule) -> tuple[GraphModule, PassReport]:
         reasons = []
         for stops in (False, True):
             try:
-                change = _pack(module, site, [_take_apart(n, stops=stops) for n in layers])
-            except _ObstacleError as reason:
+                change = _pack(module, site, [take_apart(n, stops=stops) for n in layers])
+            except ObstacleError as reason:
                 reasons.append(str(reason))
                 continue
             changed += [change] if change is not None else []
@@ -111,7 +68,7 @@ def _groups(module: GraphModule) -> list[tuple[str, list[Node]]]:
     grouped: set[Node] = set()
     for attention in find_attentions(module.graph):
         layers = _projections_of(module, attention)
-        inputs = {layer: _source(layer)[0] for layer in layers}
+        inputs = {layer: moved_input(layer)[0] for layer in layers}
         for source in dict.fromkeys(inputs.values()):
             same = [layer for layer in layers if inputs[layer] is source]
             if not grouped.intersection(same):
@@ -141,83 +98,11 @@ def _projections_of(module: GraphModule, attention: Attention) -> list[Node]:
     return found
 
 
-def _source(layer: Node) -> tuple[Node, Node | None]:
-    """Return a layer's input before its vectors changed their order, and what changed it."""
-    value = layer.args[0]
-    assert isinstance(value, Node)
-    last = len(sizes(value)) - 1
-    if operator(value) in {"aten.transpose", "aten.permute"}:
-        order = torch.empty([1] * last + [2], device="meta")
-        source = value.args[0]
-        assert isinstance(source, Node)
-        if value.target(order, *value.args[1:]).shape[-1] == 2:  # type: ignore[operator]
-            return source, value
-    return value, None
-
-
-def _take_apart(layer: Node, *, stops: bool) -> _Projection:
-    """Return a projection with its parts.
-
-    Args:
-        layer: The linear layer.
-        stops: Whether what is one vector for each head and token is a part in any case, even if
-            others only take tokens or features of it (a rotation of those that have a place).
-
-    Raises:
-        _ObstacleError: They are not all heads of one kind.
-    """
-    for name in ("weight", "bias"):
-        given = arguments(layer)[name]
-        if given is not None and not is_stored(given):
-            raise _ObstacleError(f"the {name} of {layer.name} is computed in the graph")
-    places = spread(layer)
-    parts: list[_Part] = []
-    movements: list[Node] = []
-    waiting = [layer]
-    while waiting:
-        node = waiting.pop()
-        if node is not layer:
-            movements.append(node)
-        read = places[node]
-        if stops and node is not layer and isinstance(read, Tensor) and read.ndim == 4:
-            part = _as_heads(layer, node, read)
-            if part is not None:
-                parts.append(part)
-                continue
-        waiting += [user for user in node.users if user in places]
-        readers = [user for user in node.users if user not in places]
-        if all(operator(user) == "aten.sym_size" for user in readers):
-            continue
-        part = _as_heads(layer, node, read) if isinstance(read, Tensor) else None
-        if part is None:
-            raise _ObstacleError(f"{node.name} is not one vector for each head and token")
-        parts.append(part)
-    return _Projection(layer, tuple(parts), tuple(movements))
-
-
-def _as_heads(layer: Node, node: Node, places: Tensor) -> _Part | None:
-    """Say which features and which tokens a value holds; None if it is no (B, H, T, d)."""
-    features = sizes(layer)[-1]
-    for is_turned in (False, True):
-        turned = places.mT if is_turned and places.ndim > 1 else places
-        rows, tokens = turned % features, turned // features
-        if turned.ndim == 3:
-            heads, rest = divmod(rows.unique().numel(), rows.shape[-1])
-            if rest or len(rows) % heads:
-                continue
-            rows, tokens = (x.unflatten(0, (-1, heads)) for x in (rows, tokens))
-        if rows.ndim != 4:
-            continue
-        if (rows == rows[:1, :, :1]).all() and (tokens == tokens[:, :1, :, :1]).all():
-            return _Part(node, rows[0, :, 0], tokens[:, 0, :, 0], is_turned)
-    return None
-
-
-def _pack(module: GraphModule, site: str, projections: Sequence[_Projection]) -> Change | None:
+def _pack(module: GraphModule, site: str, projections: Sequence[Projection]) -> Change | None:
     """Replace projections by one; None where nothing is gained.
 
     Raises:
-        _ObstacleError: Their results do not fit into one split.
+        ObstacleError: Their results do not fit into one split.
     """
     parts = [part for projection in projections for part in projection.parts]
     blocks = _blocks(projections)
@@ -229,57 +114,20 @@ def _pack(module: GraphModule, site: str, projections: Sequence[_Projection]) ->
         return None
     try:
         if any(part.rows.shape[1] != parts[0].rows.shape[1] for part in parts):
-            raise _ObstacleError("its heads are of different widths")
-        layout = _layout(projections)
-    except _ObstacleError:
+            raise ObstacleError("its heads are of different widths")
+        layout = layout_of(projections)
+    except ObstacleError:
         if has_picks or len(projections) > 1:
             raise
         return None  # it is one Split already
     return _rewrite(module, site, projections, blocks, layout)
 
 
-def _layout(projections: Sequence[_Projection]) -> _Layout:
-    """Say how a packed projection's input is to be read.
-
-    Raises:
-        _ObstacleError: It does not hold the tokens in an order of which a permutation makes heads.
-    """
-    parts = [part for projection in projections for part in projection.parts]
-    tokens = parts[0].tokens
-    if any(not torch.equal(part.tokens, tokens) for part in parts):
-        raise _ObstacleError("its query, key and value are not of the same tokens")
-    if any(not isinstance(part.node.meta["val"].shape[-2 + part.is_turned], int) for part in parts):
-        raise _ObstacleError("it attends over the batch")
-    layers = [projection.layer for projection in projections]
-    inputs = [layer.args[0] for layer in layers]
-    source, moved = _source(layers[0])
-    choices = [(source, _original(tokens, moved))]
-    if all(given is inputs[0] for given in inputs):
-        choices.append((inputs[0], tokens))  # type: ignore[arg-type]
-    natural = torch.arange(tokens.numel())
-    for given, read in choices:
-        if torch.equal(read, natural.view(read.shape)):
-            return _Layout(given, read.shape[1], is_batch_first=True)
-    for given, read in choices:
-        if len(sizes(given)) == 3 and torch.equal(read, natural.view(read.T.shape).T):
-            return _Layout(given, read.shape[1], is_batch_first=False)
-    raise _ObstacleError("its tokens change their order behind the projection")
-
-
-def _original(tokens: Tensor, moved: Node | None) -> Tensor:
-    """Return which vectors of a value tokens are, from which they are after a permutation of it."""
-    if moved is None:
-        return tokens
-    source = moved.args[0]
-    assert isinstance(source, Node)
-    return places_along([moved, source])[..., 0].flatten()[tokens] // sizes(moved)[-1]
-
-
-def _blocks(projections: Sequence[_Projection]) -> list[tuple[Node, Tensor]]:
+def _blocks(projections: Sequence[Projection]) -> list[tuple[Node, Tensor]]:
     """Return the different sets of rows that are read, each with its layer.
 
     Raises:
-        _ObstacleError: Two parts share some rows, but not all.
+        ObstacleError: Two parts share some rows, but not all.
     """
     found: list[tuple[Node, Tensor]] = []
     for projection in projections:
@@ -288,13 +136,13 @@ def _blocks(projections: Sequence[_Projection]) -> list[tuple[Node, Tensor]]:
                 continue
             for layer, rows in found:
                 if layer is projection.layer and torch.isin(rows, part.rows).any():
-                    raise _ObstacleError("two of its query, key and value share features")
+                    raise ObstacleError("two of its query, key and value share features")
             found.append((projection.layer, part.rows))
     layers = [projection.layer for projection in projections]
     return sorted(found, key=lambda block: (layers.index(block[0]), int(block[1].min())))
 
 
-def _block_of(part: _Part, layer: Node, blocks: Sequence[tuple[Node, Tensor]]) -> int | None:
+def _block_of(part: Part, layer: Node, blocks: Sequence[tuple[Node, Tensor]]) -> int | None:
     for number, (other, rows) in enumerate(blocks):
         if other is layer and torch.equal(rows, part.rows):
             return number
@@ -309,7 +157,7 @@ def _is_free(node: Node) -> bool:
     return isinstance(source, Node) and operator(source) != "aten.unbind"
 
 
-def _count_behind(part: _Part) -> int:
+def _count_behind(part: Part) -> int:
     """Return how many operators a part takes behind the split."""
     return int(part.is_turned) + int(len(sizes(part.node)) == 3)
 
@@ -317,9 +165,9 @@ def _count_behind(part: _Part) -> int:
 def _rewrite(
     module: GraphModule,
     site: str,
-    projections: Sequence[_Projection],
+    projections: Sequence[Projection],
     blocks: Sequence[tuple[Node, Tensor]],
-    layout: _Layout,
+    layout: Layout,
 ) -> Change:
     """Insert the packed projection and its split, and remove the old ones."""
     layers = [projection.layer for projection in projections]
@@ -393,7 +241,7 @@ def _insert_layer(
     return insert(_aten.linear.default, source, *new, before=before)
 
 
-def _reshaped(value: Node, part: _Part, before: Node) -> Node:
+def _reshaped(value: Node, part: Part, before: Node) -> Node:
     """Give a result of the split, (B, H, T, d), the shape of the part that it replaces."""
     if part.is_turned:
         value = insert(_aten.transpose.int, value, -2, -1, before=before)

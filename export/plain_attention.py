@@ -25,7 +25,7 @@ from torch.fx import GraphModule, Node
 
 from export.attention import Attention, find_attentions, name_sites, single_factor, trace_back
 from export.graph import arguments, insert, is_stored, module_path, operator, replace, tensor
-from export.rearrange import places_along, sizes, store_sized
+from export.rearrange import features_read, sizes, store_sized
 from export.report import Change, PassReport
 
 __all__ = ["plain_attention"]
@@ -114,8 +114,8 @@ def _count_merged_heads(module: GraphModule, attention: Attention) -> int | None
     if any(len(sizes(operand)) != 3 for operand in (query, key, value)):
         return None
     way = trace_back(module, query)
-    features, width = sizes(way[-1])[-1], sizes(query)[-1]
-    read = places_along(way).remainder(features).unique().numel()
+    width = sizes(query)[-1]
+    read = len(features_read(way))
     heads, rest = divmod(read, width)
     return heads if heads > 1 and not rest and not sizes(query)[0] % heads else None
 

@@ -17,11 +17,18 @@ from torch.fx.node import map_arg
 
 from export.graph import operator, store
 
-__all__ = ["BATCH", "at_batch", "is_movement", "places_along", "sizes", "spread", "store_sized"]
+__all__ = [
+    "features_read",
+    "is_movement",
+    "places_along",
+    "sizes",
+    "spread",
+    "store_sized",
+]
 
 # The batch size of all bookkeeping. A model says "one image" by a 1 and "twice" by a 2, in whatever
 # it does with its shapes; 3 is taken for neither.
-BATCH = 3
+_BATCH = 3
 
 _MOVEMENTS = {
     "aten._unsafe_view",
@@ -49,7 +56,7 @@ _MOVEMENTS = {
 }
 
 
-def at_batch(value: Any, batch: int = BATCH) -> Any:
+def _at_batch(value: Any, batch: int = _BATCH) -> Any:
     """Return an argument with every symbolic size, a node's or not, as it is at a batch size."""
     if isinstance(value, Node):
         value = value.meta["val"]
@@ -59,9 +66,9 @@ def at_batch(value: Any, batch: int = BATCH) -> Any:
     return value
 
 
-def sizes(node: Node, batch: int = BATCH) -> list[int]:
+def sizes(node: Node, batch: int = _BATCH) -> list[int]:
     """Return the shape of a node's value at a batch size."""
-    return [at_batch(size, batch) for size in node.meta["val"].shape]
+    return [_at_batch(size, batch) for size in node.meta["val"].shape]
 
 
 def is_movement(node: Node) -> bool:
@@ -105,14 +112,26 @@ def places_along(way: list[Node]) -> Tensor:
     return places
 
 
+def features_read(way: list[Node]) -> Tensor:
+    """Return which indices of the last dimension of a source a value made of it holds, sorted.
+
+    Args:
+        way: From the value to the source, as for `places_along`.
+    """
+    places = places_along(way) % sizes(way[-1])[-1]
+    held = torch.zeros(sizes(way[-1])[-1], dtype=torch.bool)
+    held[places.flatten()] = True
+    return held.nonzero().flatten()
+
+
 def _move(node: Node, places: Any) -> Any:
     """Run a movement on other numbers than the graph's."""
     if operator(node) in {"aten.alias", "aten.clone", "aten.contiguous"}:
         return places
     if node.target is python.getitem:
         return places[node.args[1]]
-    args = map_arg(node.args[1:], at_batch)
-    kwargs = map_arg(node.kwargs, at_batch)
+    args = map_arg(node.args[1:], _at_batch)
+    kwargs = map_arg(node.kwargs, _at_batch)
     if operator(node) in {"aten.view", "aten._unsafe_view"}:  # whatever the strides
         return torch.ops.aten.reshape.default(places, *args, **kwargs)
     assert not isinstance(node.target, str)
