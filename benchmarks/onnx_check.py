@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import onnx
 import torch
+from randomize import images
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -13,7 +14,6 @@ from export.run_onnx import open_session
 from export.simplify import Simplified
 from export.targets import find_target
 from export.to_onnx import to_onnx
-from randomize import images
 
 __all__ = ["BATCHES", "TOLERANCE", "OnnxCheck", "check_onnx"]
 

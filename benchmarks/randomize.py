@@ -4,7 +4,7 @@ At their initial values a proof shows little: norms are the identity, LayerScale
 behind 1e-6, heads of zeros answer zeros whatever the rest computes. Drawn blindly, a deep network
 without norms explodes or dies out, and statistics that are not the data's bury the image under
 offsets. So all is drawn, and then fitted to a batch of images: each layer's weight is scaled for an
-output of unit size, each BatchNorm's statistics lie around those of its input, half to twice as wide.
+output of unit size, and each BatchNorm's statistics lie around those of its input.
 
 Source: Mishkin and Matas, "All you need is a good init", arXiv:1511.06422, section 3.
 """
@@ -23,7 +23,7 @@ _OFFSETS = ("bias", "beta", "token", "embed", "pos", "mean", "table", "query", "
 
 
 def images(count: int, size: int, *, seed: int) -> Tensor:
-    """Return random images, `(count, 3, size, size)`: coarse noise, which survives pooling, and fine."""
+    """Return images `(count, 3, size, size)` of coarse noise, which survives pooling, and fine."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     fine = torch.randn(count, 3, size, size, generator=generator)
@@ -31,7 +31,7 @@ def images(count: int, size: int, *, seed: int) -> Tensor:
 
 
 def randomize(model: nn.Module, x: Tensor, *, seed: int = 0) -> None:
-    """Randomise every parameter and running statistic, in place; the model ends in evaluation mode."""
+    """Randomise all parameters and running statistics, in place; `x` are images to fit them to."""
     generator = torch.Generator().manual_seed(seed)
     layers = {id(m.weight) for m in model.modules() if isinstance(m, _LAYERS)}
     model.eval().requires_grad_(False)
@@ -47,7 +47,7 @@ def randomize(model: nn.Module, x: Tensor, *, seed: int = 0) -> None:
 
 
 def _draw(parameter: Tensor, name: str, *, is_weight: bool, generator: torch.Generator) -> None:
-    """Draw a parameter by its role: a weight by its fan-in, a gain around one, an offset around zero."""
+    """Draw a weight by its fan-in, a gain around one, an offset around zero."""
     is_offset = any(word in name.rpartition(".")[2].lower() for word in _OFFSETS)
     matrix = parameter.squeeze()
     if is_weight or (matrix.ndim > 1 and not is_offset):

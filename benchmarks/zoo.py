@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from architectures import Architecture, choose, every_architecture, million_parameters
-from edgereg.progress import progress
 from pool import GIB, Limits, Outcome, run
 from setting import describe_setting
 from zoo_row import STATUSES, Job, measure
 from zoo_table import RESNET50, Summary, gates, summarize, to_markdown
+
+from edgereg.progress import progress
 
 _QUICK = (
     "torchvision/shufflenet_v2_x0_5",
@@ -201,7 +202,7 @@ def _matching(
 def _costs(
     architectures: Sequence[Architecture], path: Path, *, workers: int, limits: Limits
 ) -> dict[str, float]:
-    """Return millions of parameters by name, remembered in a file; infinite if it cannot be built."""
+    """Return millions of parameters by name, kept in a file; infinite for what cannot be built."""
     costs: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     unknown = [a for a in architectures if str(a) not in costs]
     with progress("sizes", len(unknown)) as report:

@@ -10,15 +10,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-
 from architectures import Architecture, build, smallest_image
-from deploy.errors import BadInputError, CheckFailedError
-from export.simplify import Simplified, simplify
 from onnx_check import check_onnx
 from plants import plant
 from randomize import images, randomize
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from deploy.errors import BadInputError, CheckFailedError
+from export.simplify import Simplified, simplify
 
 __all__ = ["NOT_RUN", "STATUSES", "Job", "measure"]
 

@@ -122,8 +122,8 @@ def to_markdown(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
     parts = [
         "# The zoo: what `simplify` does to other people's models",
         f"    {setting['command']}",
-        f"{setting['machine']}, Python {setting['python']}, {versions}. Written by the command; one "
-        "core for each architecture, seconds while another ran beside it.",
+        f"{setting['machine']}, Python {setting['python']}, {versions}. One core "
+        "for each architecture; its seconds are those of `simplify`, while another ran beside it.",
         f"**{summarize(rows).to_text()}.**",
         _EXPLANATION,
         *_ends(table),
@@ -143,8 +143,8 @@ the architecture takes. *BatchNorm* and *dropout*: sites in the traced graph bef
 *float64 error*: the largest relative one, at the outputs and at each rewritten site."""
 
 _HEAD = (
-    "| architecture | px | status | depends | BatchNorm | dropout | changed by pass | float64 error "
-    "| nodes | parameters (M) | s | ONNX error |",
+    "| architecture | px | status | depends | BatchNorm | dropout | changed by pass "
+    "| float64 error | nodes | parameters (M) | s | ONNX error |",
     "|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
 )
 
@@ -200,7 +200,7 @@ def _onnx(table: Sequence[Row]) -> str:
     text = [
         "## ONNX Runtime",
         f"{len(files)} files of {len({row['family'] for row in files})} families, run at batch "
-        f"sizes {' and '.join(map(str, BATCHES))} against the model that was handed in, in float32. "
+        f"sizes {' and '.join(map(str, BATCHES))} against the model that was handed in, float32. "
         f"Largest scaled error {max(errors, default=float('nan')):.1e} (allowed "
         f"{TOLERANCE.max_scaled_error:g}), median "
         f"{statistics.median(errors or [float('nan')]):.1e}. "

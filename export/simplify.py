@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from deploy.errors import BadInputError
+from export.class_token import pad_class_token
 from export.dead_code import remove_dead_code
 from export.float64 import evaluate
 from export.fold_attention_scale import fold_attention_scale
@@ -23,6 +24,7 @@ from export.fold_scales import fold_scales
 from export.functional import make_functional
 from export.pack_attention import pack_attention
 from export.plain_attention import plain_attention
+from export.plain_shapes import plain_shapes
 from export.proof import PROOF_LIMIT, assert_below_limit, largest_error, prove
 from export.randomness import assert_deterministic
 from export.reparameterize import reparameterize
@@ -55,6 +57,8 @@ SIMPLIFY_PASSES: tuple[Pass, ...] = (
     plain_attention,
     fold_attention_scale,
     pack_attention,
+    plain_shapes,
+    pad_class_token,
     remove_dead_code,
 )
 # Once, when nothing is left to fold.
