@@ -4,7 +4,9 @@ A proof does not need a large image, and float64 is slow: each architecture is b
 smallest image on which every one of its layers still has something to do.
 """
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 _SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 256)  # 56 and 112 are for patches of 14
+_LARGE = 150.0  # million parameters; VGG has 133
+_RESOLUTION = re.compile(r"_(192|224|240|256|288|320|336|384|448|512)$")
 _SMALLEST_MAP = 2  # at 1x1 a softmax over positions is 1, and a padded kernel sees one pixel
 
 
@@ -71,21 +75,29 @@ def choose(
 ) -> list[Architecture]:
     """Return the cheapest of each timm family, of as many kinds as it has; all of torchvision.
 
-    A kind is the name up to its first digit or underscore: timm's resnet.py also defines wide,
-    squeezed and ECA ones. The `test_` models are left out: nobody exports them.
+    A kind is the name up to its first digit or underscore: timm's resnet.py also defines squeezed
+    and ECA ones. Left out are the `test_` models, which nobody exports, the same model for another
+    resolution, and large ones where the family has a smaller one.
+
+    Args:
+        architectures: To choose from.
+        costs: Millions of parameters, by name.
+        per_family: At most so many of a timm family.
     """
     chosen = [a for a in architectures if a.library == "torchvision"]
-    families: dict[str, list[Architecture]] = {}
-    for a in architectures:
+    families: dict[str, dict[str, Architecture]] = {}
+    for a in sorted(architectures, key=lambda a: (costs[str(a)], a.name)):
         if a.library == "timm" and not a.name.startswith("test_"):
-            families.setdefault(a.family, []).append(a)
+            members = families.setdefault(a.family, {})
+            if not members or costs[str(a)] <= _LARGE:
+                members.setdefault(_RESOLUTION.sub("", a.name), a)
     for members in families.values():
-        met: dict[str, int] = {}
+        met: Counter[str] = Counter()
         turns = {}
-        for a in sorted(members, key=lambda a: (costs[str(a)], a.name)):
-            turns[a] = met[_kind(a.name)] = met.get(_kind(a.name), 0) + 1
-        ranked = sorted(members, key=lambda a: (turns[a], costs[str(a)], a.name))
-        chosen += ranked[:per_family]
+        for a in members.values():
+            turns[a] = met[_kind(a.name)]
+            met[_kind(a.name)] += 1
+        chosen += sorted(members.values(), key=turns.__getitem__)[:per_family]  # else by cost
     return chosen
 
 

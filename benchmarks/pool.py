@@ -122,6 +122,9 @@ def _fill(
         fits = sum(worker.needs for worker in busy) + needs <= limits.bytes
         if len(busy) == workers or (busy and not fits):
             return
+        for idle in [worker for worker in pool if worker.job is None]:
+            if not idle.process.is_alive():  # memory may be taken from one that does nothing, too
+                pool.remove(idle)
         worker = next((worker for worker in pool if worker.job is None), None)
         if worker is None:
             worker = _start(work)
@@ -143,7 +146,7 @@ def _look(worker: _Worker, limits: Limits) -> Outcome | None:
     if worker.pipe.poll():
         try:
             is_done, answer = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             worker.process.join()
             code = worker.process.exitcode
             # The kernel's own way to find memory is SIGKILL.

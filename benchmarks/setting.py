@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["describe_setting"]
 
-_PACKAGES = ("edgereg", "torch", "torchvision", "numpy", "onnxruntime")
+_PACKAGES = ("edgereg", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
 
 
 def describe_setting() -> dict[str, Any]:

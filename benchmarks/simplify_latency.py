@@ -3,8 +3,9 @@
     python benchmarks/simplify_latency.py [--quick] [--out FILE]
 
 Nodes: timm's vit_small_patch16_224, simplified and exported by edgereg (opset 20), beside what
-torch's exporter writes of the same module at opset 20 and 23, and what onnxslim makes of the former.
-onnxslim is installed into a temporary folder where it is missing. The files must answer alike.
+torch's exporter writes of the same module at opset 20 and 23, for any batch size (as ours is) or
+for two images, and what onnxslim makes of those at opset 20. onnxslim is installed into a temporary
+folder where it is missing. The files must answer alike.
 
 Latency: ONNX Runtime on one thread, one image; the edgereg export against torch's at opset 20, in
 turns. A row's figure is the median over the rounds of ours / torch's, with a 95 % interval by order
@@ -84,14 +85,14 @@ def ours(model: nn.Module, x: Tensor) -> bytes:
     return to_onnx(simplify(model, (x,)).model, (x,), target=_TARGET)
 
 
-def plain(model: nn.Module, x: Tensor, *, opset: int) -> bytes:
-    """Return what torch's exporter writes of a model as it is."""
+def plain(model: nn.Module, x: Tensor, *, opset: int, is_fixed: bool = False) -> bytes:
+    """Return what torch's exporter writes of a model as it is, for any batch size or for x's."""
     program = torch.onnx.export(
         model,
         (x,),
         dynamo=True,
         opset_version=opset,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamic_shapes=None if is_fixed else ({0: torch.export.Dim("batch", min=1)},),
         input_names=["images"],
         output_names=["logits"],
         external_data=False,
@@ -127,21 +128,26 @@ def count_nodes(name: str, *, quick: bool) -> tuple[list[Count], bytes, bytes]:
         The counts, our file, and torch's at our opset.
     """
     model, x = build(name)
-    image = x[:1].numpy()
     mine, theirs = ours(model, x), plain(model, x, opset=_TARGET.opset)
-    expected = answer(theirs, image)
     exporters: dict[str, Callable[[], bytes]] = {
         "edgereg": lambda: mine,
         f"torch, opset {_TARGET.opset}": lambda: theirs,
     }
     if not quick:
-        exporters["torch, opset 23"] = lambda: plain(model, x, opset=23)
-        exporters["onnxslim"] = lambda: slimmed(theirs)
+        fixed = plain(model, x, opset=_TARGET.opset, is_fixed=True)
+        exporters |= {
+            f"torch, opset {_TARGET.opset}, two images": lambda: fixed,
+            "torch, opset 23": lambda: plain(model, x, opset=23),
+            "torch, opset 23, two images": lambda: plain(model, x, opset=23, is_fixed=True),
+            "onnxslim": lambda: slimmed(theirs),
+            "onnxslim, two images": lambda: slimmed(fixed),
+        }
+    expected = model(x).numpy()
     counts = []
     for exporter, write in exporters.items():
         try:
             file = write()
-            check(answer(file, image), expected)
+            check(answer(file, x.numpy()), expected)
             counts.append(Count(exporter, len(onnx.load_model_from_string(file).graph.node)))
         except Exception as error:  # a peer's own, of whatever type
             if exporter == "edgereg":
@@ -151,10 +157,10 @@ def count_nodes(name: str, *, quick: bool) -> tuple[list[Count], bytes, bytes]:
     return counts, mine, theirs
 
 
-def answer(file: bytes, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the logits of an image."""
+def answer(file: bytes, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the logits of images."""
     session = open_session(file)
-    logits: np.ndarray[Any, Any] = session.run(None, {session.get_inputs()[0].name: image})[0]
+    logits: np.ndarray[Any, Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
     return logits
 
 

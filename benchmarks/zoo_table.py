@@ -118,6 +118,7 @@ def gates(summary: Summary, *, families: int | None) -> dict[str, bool]:
 def to_markdown(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
     """Return the whole document."""
     table = sorted((row for row in rows if row["name"] != RESNET50), key=lambda row: row["name"])
+    reasons = _reasons(table)
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     parts = [
         "# The zoo: what `simplify` does to other people's models",
@@ -129,8 +130,8 @@ def to_markdown(rows: Sequence[Row], setting: Mapping[str, Any]) -> str:
         *_ends(table),
         _plants(table),
         _onnx(table),
-        _left(table),
-        "## Architectures\n\n" + "\n".join([*_HEAD, *map(_line, table)]),
+        _left(table, reasons),
+        "## Architectures\n\n" + "\n".join([*_HEAD, *(_line(row, reasons) for row in table)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -140,24 +141,27 @@ Every parameter is random: norms, LayerScale, heads and gains that are initialis
 BatchNorm statistics lie around those of the data. *depends* is how far another image moves the
 outputs, relatively: nothing is proved by outputs that do not move. *px* is the smallest image that
 the architecture takes. *BatchNorm* and *dropout*: sites in the traced graph before -> after.
-*float64 error*: the largest relative one, at the outputs and at each rewritten site."""
+*left*: how many sites were not folded (the number of the reason, below). *float64 error*: the
+largest relative one, at the outputs and at each rewritten site."""
 
 _HEAD = (
-    "| architecture | px | status | depends | BatchNorm | dropout | changed by pass "
+    "| architecture | px | status | depends | BatchNorm | dropout | changed by pass | left "
     "| float64 error | nodes | parameters (M) | s | ONNX error |",
-    "|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|--:|",
+    "|---|--:|---|--:|--:|--:|---|---|--:|--:|--:|--:|--:|",
 )
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, reasons: Mapping[str, int]) -> str:
     cells = [row["name"], str(row.get("size", "")), row["status"]]
     cells.append(f"{row['dependence']:.2g}" if "dependence" in row else "")
     if row["status"] != "simplified":
-        return _cells(*cells, *[""] * 8)
+        return _cells(*cells, *[""] * 9)
     before, after = row["before"], row["after"]
     changed = (f"{name} {count}" for name, count in row["changed"].items() if count)
     cells += [_arrow(before[key], after[key]) for key in ("batchnorms", "dropouts")]
-    cells += [", ".join(changed), f"{row['error']:.0e}", _arrow(before["nodes"], after["nodes"])]
+    left = (f"{count} ({reasons[reason]})" for reason, count in row["left"].items())
+    cells += [", ".join(changed), ", ".join(left), f"{row['error']:.0e}"]
+    cells.append(_arrow(before["nodes"], after["nodes"]))
     cells.append(_arrow(*(f"{counts['parameters'] / 1e6:.2f}" for counts in (before, after))))
     cells.append(f"{row['seconds']:.1f}")
     return _cells(*cells, _onnx_cell(row.get("onnx")))
@@ -210,22 +214,31 @@ def _onnx(table: Sequence[Row]) -> str:
     return "\n\n".join([*text, *(["\n".join(problems)] if problems else [])])
 
 
-def _left(table: Sequence[Row]) -> str:
-    """List what was left as it was, by reason."""
-    sites: Counter[str] = Counter()
-    models: dict[str, list[str]] = {}
-    for row in table:
-        for reason, count in row.get("left", {}).items():
-            sites[reason] += count
-            models.setdefault(reason, []).append(row["name"])
-    if not sites:
+def _left(table: Sequence[Row], reasons: Mapping[str, int]) -> str:
+    """List what was not folded, by reason."""
+    if not reasons:
         return ""
-    head = ("| reason | sites | architectures | such as |", "|---|--:|--:|---|")
-    lines = [
-        _cells(reason, str(count), str(len(models[reason])), models[reason][0])
-        for reason, count in sites.most_common()
-    ]
-    return "## Left as they were, with the reason\n\n" + "\n".join([*head, *lines])
+    head = ("| | reason | sites | architectures | such as |", "|--:|---|--:|--:|---|")
+    lines = []
+    for reason, number in reasons.items():
+        counts = {
+            row["name"]: row["left"][reason] for row in table if reason in row.get("left", {})
+        }
+        sites = str(sum(counts.values()))
+        lines.append(_cells(str(number), reason, sites, str(len(counts)), next(iter(counts))))
+    text = (
+        "Where nothing takes a BatchNorm up, it becomes one multiplication and one addition "
+        "(write_scale_and_shift); any other scale stays as it was."
+    )
+    return f"## Not folded, with the reason\n\n{text}\n\n" + "\n".join([*head, *lines])
+
+
+def _reasons(table: Sequence[Row]) -> dict[str, int]:
+    """Return a number for each reason, 1 for the one of the most sites."""
+    sites: Counter[str] = Counter()
+    for row in table:
+        sites.update(row.get("left", {}))
+    return {reason: number for number, (reason, _) in enumerate(sites.most_common(), start=1)}
 
 
 def _by_family(rows: Iterable[Row], key: str) -> dict[str, list[Any]]:

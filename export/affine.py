@@ -25,7 +25,7 @@ class Affine:
 
     Args:
         dim: Of the value that is scaled, counted from 0; None for one scale and shift of all.
-        scale: (C,) float64, or (1,) where `dim` is None.
+        scale: (C,) float64, or (1,) where `dim` is None; zero and negative numbers are legal.
         shift: Likewise.
     """
 
@@ -74,7 +74,7 @@ def as_affine(module: GraphModule, node: Node) -> tuple[Node, Affine] | None:
     if operator(node) == "aten.mul":
         return value, Affine(dim, numbers, zero)
     if operator(node) == "aten.div":
-        return value, Affine(dim, 1 / numbers, zero)
+        return (value, Affine(dim, 1 / numbers, zero)) if bool(numbers.all()) else None
     if operator(node) == "aten.add":
         return value, Affine(dim, one, numbers)
     return value, Affine(dim, -one if is_swapped else one, numbers if is_swapped else -numbers)

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from export.graph import arguments, is_view, mutated, tensor
 
-__all__ = ["changed_memory", "is_in_place", "memory"]
+__all__ = ["changed_memory", "changing", "is_in_place", "memory"]
 
 
 def memory(module: GraphModule) -> dict[Node, int]:
@@ -39,6 +39,13 @@ def memory(module: GraphModule) -> dict[Node, int]:
 def changed_memory(module: GraphModule, numbers: dict[Node, int]) -> set[int]:
     """Return the numbers of the memory that some operator changes in place."""
     return {numbers[changed] for node in module.graph.nodes for changed in mutated(node)}
+
+
+def changing(module: GraphModule) -> set[Node]:
+    """Return the nodes whose values' memory some operator changes in place."""
+    numbers = memory(module)
+    changed = changed_memory(module, numbers)
+    return {node for node, number in numbers.items() if number in changed}
 
 
 def is_in_place(node: Node) -> bool:

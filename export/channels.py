@@ -39,7 +39,11 @@ def forwards(chain: Sequence[Node], dim: int) -> tuple[int | None, Tensor] | Non
         None and one index where all come from the same. None if they come mixed.
     """
     labels = _labels(chain, dim)
-    return None if labels is None else _line(labels)
+    found = None if labels is None else _line(labels)
+    if found is None or found[0] is None:
+        return found
+    # A dimension that holds the batch, too, is as long as it was traced, and not as it will be.
+    return found if isinstance(chain[-1].meta["val"].shape[found[0]], int) else None
 
 
 def backwards(chain: Sequence[Node], dim: int) -> tuple[int, Tensor] | None:
@@ -72,7 +76,7 @@ def _labels(chain: Sequence[Node], dim: int) -> Tensor | None:
     ones = [1] * (len(size) - dim - 1)
     labels = torch.arange(size[dim], dtype=torch.int32).view(-1, *ones).expand(size)
     for node in chain:
-        if operator(node) not in REARRANGEMENTS:
+        if operator(node) not in REARRANGEMENTS or not labels.numel():
             return None
         args, kwargs = tree_map(concrete, map_arg((node.args[1:], node.kwargs), concrete))
         labels = node.target(labels.contiguous(), *args, **kwargs)  # type: ignore[operator]
@@ -81,6 +85,8 @@ def _labels(chain: Sequence[Node], dim: int) -> Tensor | None:
 
 def _line(labels: Tensor) -> tuple[int | None, Tensor] | None:
     """Return the one dimension along which labels vary, and the labels there."""
+    if not labels.numel():
+        return None
     first = labels.flatten()[:1].long()
     if bool((labels == first).all()):
         return None, first

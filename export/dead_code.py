@@ -14,11 +14,20 @@ __all__ = ["remove_dead_code"]
 
 
 def remove_dead_code(module: GraphModule) -> tuple[GraphModule, PassReport]:
-    """Return the module without dead nodes, parameters and buffers.
+    """Remove dead nodes, parameters and buffers from a traced module, in place.
 
     A node that changes a tensor in place lives, whoever uses its result.
     """
     module.graph.eliminate_dead_code()
-    # A new GraphModule takes along only what its graph reads.
-    live = GraphModule(module, module.graph, class_name=type(module).__name__)
-    return live.eval(), PassReport()
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    stored = [
+        name
+        for named in (module.named_parameters, module.named_buffers)
+        for name, _ in named(remove_duplicate=False)
+    ]
+    for name in stored:
+        # Of a nested graph all is kept that is stored in it.
+        if name not in read and not any(name.startswith(f"{owner}.") for owner in read):
+            prefix, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(prefix), leaf)
+    return module, PassReport()

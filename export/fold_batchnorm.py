@@ -13,21 +13,22 @@ Source: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167, section 3.1,
 map folded into the weights). The algebra of the weights stands in export/layers.py.
 """
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from export.absorb import ObstacleError, Plan, into_consumers, into_producers, is_mutated
+from export.absorb import MAX_SHIFT, ObstacleError
 from export.affine import Affine, batchnorm_affine, why_not_affine
-from export.graph import arguments, insert, module_path, replace, shape, store
+from export.aliases import changing
+from export.graph import arguments, insert, replace, shape, store
+from export.into_consumers import into_consumers
+from export.into_producers import into_producers
 from export.report import Change, PassReport
 from export.sites import is_batchnorm, site_names
 
 __all__ = ["fold_batchnorm", "write_scale_and_shift"]
-
-# A shift that is many times the scale would be added to the values before they are scaled, where a
-# half-precision target has no digits left for them.
-_MAX_SHIFT = 100.0
 
 
 def fold_batchnorm(module: GraphModule) -> tuple[GraphModule, PassReport]:
@@ -35,11 +36,11 @@ def fold_batchnorm(module: GraphModule) -> tuple[GraphModule, PassReport]:
 
     One that cannot be folded exactly is skipped, with the reason.
     """
-    changed, skipped = [], {}
+    changed, skipped, unstable = [], {}, changing(module)
     names = {node: name for node, name in site_names(module).items() if is_batchnorm(node)}
     for batchnorm, name in names.items():
         try:
-            changed.append(_fold(module, batchnorm, name))
+            changed.append(_fold(module, batchnorm, name, unstable))
         except ObstacleError as reason:
             skipped[name] = str(reason)
     return module, PassReport(tuple(changed), skipped)
@@ -72,7 +73,7 @@ def write_scale_and_shift(module: GraphModule) -> tuple[GraphModule, PassReport]
     return module, PassReport(tuple(changed))
 
 
-def _fold(module: GraphModule, batchnorm: Node, name: str) -> Change:
+def _fold(module: GraphModule, batchnorm: Node, name: str, unstable: Set[Node]) -> Change:
     """Fold one, or raise ObstacleError with every way's reason."""
     reason = why_not_affine(batchnorm)
     if reason:
@@ -81,10 +82,11 @@ def _fold(module: GraphModule, batchnorm: Node, name: str) -> Change:
     try:
         plan = into_producers(module, source, affine)
     except ObstacleError as before:
+        if not unstable.isdisjoint((source, batchnorm)):
+            raise ObstacleError(f"{before}; forwards: its memory is changed in place") from before
         return _fold_forwards(module, batchnorm, name, affine, why_not_before=str(before))
     plan.apply()
-    moved = tuple(node.name for node in plan.moved)
-    change = Change(name, f"folded into {_names(plan)}", batchnorm.name, source.name, moved)
+    change = plan.backwards(name, f"folded into {plan.names}", batchnorm, source)
     replace(batchnorm, source)
     return change
 
@@ -93,26 +95,23 @@ def _fold_forwards(
     module: GraphModule, batchnorm: Node, name: str, affine: Affine, *, why_not_before: str
 ) -> Change:
     source = arguments(batchnorm)["input"]
-    if is_mutated(source) or is_mutated(batchnorm):
-        raise ObstacleError(f"{why_not_before}; forwards: its input or output is changed in place")
     try:
         plan = into_consumers(module, batchnorm, affine)
-        what, rest = f"folded forwards into {_names(plan)}", None
+        what, rest = f"folded forwards into {plan.names}", None
     except ObstacleError as behind:
         reason = f"{why_not_before}; forwards: {behind}"
         shift = affine.shift / affine.scale
-        if not bool(shift.isfinite().all()) or float(shift.abs().max()) > _MAX_SHIFT:
+        if not bool(shift.isfinite().all()) or float(shift.abs().max()) > MAX_SHIFT:
             raise ObstacleError(reason) from behind
         scale = Affine(affine.dim, affine.scale, torch.zeros_like(affine.shift))
         try:
             plan = into_consumers(module, batchnorm, scale)
         except ObstacleError:
             raise ObstacleError(reason) from behind
-        what = f"scale folded forwards into {_names(plan)}, shift kept as a sum"
+        what = f"scale folded forwards into {plan.names}, shift kept as a sum"
         rest = Affine(affine.dim, torch.ones_like(affine.scale), shift)
     plan.apply()
-    layer = plan.layers[0].name
-    change = Change(name, what, layer, layer, tuple(node.name for node in plan.moved))
+    change = plan.forwards(name, what)
     if rest is not None:
         prefix = str(arguments(batchnorm)["running_mean"].target).rpartition(".")[0]
         source = _written(
@@ -135,9 +134,3 @@ def _written(
     numbers = numbers.view(-1, *[1] * (len(shape(source)) - 2))
     stored = store(module, name, numbers, before=batchnorm)
     return insert(target, source, stored, before=batchnorm)
-
-
-def _names(plan: Plan) -> str:
-    """Name the layers that took over, by their modules."""
-    names = dict.fromkeys(module_path(layer) or layer.name for layer in plan.layers)
-    return ", ".join(names)

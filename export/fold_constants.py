@@ -45,6 +45,7 @@ _LIKE = {"aten.zeros_like", "aten.ones_like", "aten.full_like"}
 def fold_constants(module: GraphModule) -> tuple[GraphModule, PassReport]:
     """Fold a traced module's constants, in place."""
     constants = constant_nodes(module)
+    constants -= _moved_by_rounding(module, constants)
     changed = []
     stored: dict[tuple[Node, int], Node] = {}
     equal: dict[tuple[Any, ...], Node] = {}
@@ -195,6 +196,41 @@ def _readings(module: GraphModule, constants: set[Node]) -> Iterator[_Reading]:
                 if source in constants and source.op != "get_attr":
                     version = changes.get(numbers[source], 0) - born[source]
                     yield _Reading(node, source, version, values[source].clone())
+
+
+def _moved_by_rounding(module: GraphModule, constants: set[Node]) -> set[Node]:
+    """Return the whole numbers and truth values that the traced precision makes others of.
+
+    Five, computed as log(243) / log(3), is 5 in float64 and 4.9999995 in float32, and then
+    truncated: they are left to the model, and what is made of them as well.
+    """
+    if not any(_discretises(node) for node in constants):
+        return set()
+    exact: dict[Node, Any] = {}
+    rounded: dict[Node, Any] = {}
+    moved: set[Node] = set()
+    for node in module.graph.nodes:
+        if node not in constants:
+            continue
+        if any(argument in moved for argument in node.all_input_nodes):
+            moved.add(node)
+            continue
+        with mathematics():
+            exact[node] = _run(module, node, exact)
+        stored = node.op == "get_attr" and node.meta["val"].is_floating_point()
+        value = exact[node].to(node.meta["val"].dtype) if stored else None
+        rounded[node] = _run(module, node, rounded) if value is None else value
+        if _discretises(node) and not torch.equal(exact[node], rounded[node]):
+            moved.add(node)
+    return moved
+
+
+def _discretises(node: Node) -> bool:
+    """Say whether an operator makes whole numbers or truth values of real ones."""
+    if not all(isinstance(x.meta.get("val"), Tensor) for x in (node, *node.all_input_nodes)):
+        return False
+    reads_real = any(x.meta["val"].is_floating_point() for x in node.all_input_nodes)
+    return reads_real and not node.meta["val"].is_floating_point()
 
 
 def _run(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:

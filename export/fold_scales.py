@@ -13,13 +13,18 @@ Back-to-back scales become one. Each is exact; what stands in the way is told fo
 channels, and is nothing worth telling for a single factor (`x / 6`).
 """
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from export.absorb import ObstacleError, into_consumers, into_producers, is_mutated
+from export.absorb import ObstacleError
 from export.affine import Affine, as_affine
+from export.aliases import changing
 from export.graph import arguments, is_stored, module_path, operator, replace, shape, tensor
+from export.into_consumers import into_consumers
+from export.into_producers import into_producers
 from export.report import Change, PassReport
 
 __all__ = ["fold_scales"]
@@ -33,15 +38,17 @@ _NORMS = {
 
 def fold_scales(module: GraphModule) -> tuple[GraphModule, PassReport]:
     """Fold a traced module's scales and shifts, other than BatchNorms, in place."""
-    changed, skipped = [], {}
+    changed, skipped, unstable = [], {}, changing(module)
     for node in list(module.graph.nodes):
         is_norm = operator(node) in _NORMS
-        if operator(node) == "aten.batch_norm" or is_mutated(node):
+        if operator(node) == "aten.batch_norm" or node in unstable:
             continue
         path = module_path(node)
         site = f"{path}.{node.name}".lstrip(".")
         try:
-            change = _fold_norm(module, node, site) if is_norm else _fold(module, node, site)
+            change = (
+                _fold_norm(module, node, site) if is_norm else _fold(module, node, site, unstable)
+            )
         except ObstacleError as reason:
             skipped[site] = str(reason)
             continue
@@ -50,34 +57,30 @@ def fold_scales(module: GraphModule) -> tuple[GraphModule, PassReport]:
     return module, PassReport(tuple(changed), skipped)
 
 
-def _fold(module: GraphModule, node: Node, site: str) -> Change | None:
+def _fold(module: GraphModule, node: Node, site: str, unstable: Set[Node]) -> Change | None:
     """Fold a product or sum; None where there is none, or nothing worth telling."""
     found = as_affine(module, node)
     if found is None:
         return None
     source, affine = found
-    if is_mutated(source):
-        raise ObstacleError("its input is changed in place")
+    if source in unstable:
+        raise ObstacleError("its memory is changed in place")
     if affine.is_scale and affine.is_shift:
         change = Change(site, "does nothing", node.name, source.name)
         replace(node, source)
         return change
     try:
         plan = into_producers(module, source, affine)
-        target = source.name
+        change = plan.backwards(site, f"folded into {plan.names}", node, source)
     except ObstacleError as before:
         try:
             plan = into_consumers(module, node, affine)
-            target = ""
         except ObstacleError as behind:
             if affine.dim is None:
                 return None
             raise ObstacleError(f"{before}; forwards: {behind}") from behind
+        change = plan.forwards(site, f"folded into {plan.names}")
     plan.apply()
-    moved = tuple(moved.name for moved in plan.moved)
-    what = f"folded into {', '.join(layer.name for layer in plan.layers)}"
-    layer = plan.layers[0].name
-    change = Change(site, what, node.name if target else layer, target or layer, moved)
     replace(node, source)
     return change
 
@@ -105,6 +108,4 @@ def _fold_norm(module: GraphModule, norm: Node, site: str) -> Change | None:
         for name, argument in zip(names, norm.args, strict=False)
     )
     norm.kwargs = {name: value for name, value in norm.kwargs.items() if name not in parts}
-    layer = plan.layers[0].name
-    what = f"affine part folded into {', '.join(layer.name for layer in plan.layers)}"
-    return Change(site, what, layer, layer, tuple(node.name for node in plan.moved))
+    return plan.forwards(site, f"affine part folded into {plan.names}")

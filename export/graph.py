@@ -28,7 +28,6 @@ __all__ = [
     "operator",
     "operator_name",
     "replace",
-    "replace_input",
     "shape",
     "store",
     "tensor",
@@ -61,7 +60,9 @@ def module_path(node: Node) -> str:
 
 def is_stored(argument: Any) -> bool:
     """Say whether an argument is a tensor that is stored in the module."""
-    return isinstance(argument, Node) and argument.op == "get_attr"
+    if not isinstance(argument, Node) or argument.op != "get_attr":
+        return False
+    return isinstance(argument.meta.get("val"), Tensor)  # it may read a nested graph
 
 
 def tensor(module: GraphModule, source: Node) -> Tensor:
@@ -217,8 +218,3 @@ def _owner(module: GraphModule, prefix: str) -> nn.Module:
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
     return owner
-
-
-def replace_input(user: Node, old: Node, new: Node) -> None:
-    """Let one user of a node use another instead."""
-    user.replace_input_with(old, new)

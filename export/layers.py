@@ -40,7 +40,7 @@ def why_not_outputs(module: GraphModule, layer: Node, dim: int | None) -> str | 
         return reason
     channels = _channel_dim(module, layer, layer)
     if dim is not None and dim != channels:
-        return f"it normalises another dimension than the output channels of {layer.name}"
+        return f"it scales another dimension than the output channels of {layer.name}"
     return None
 
 
@@ -129,6 +129,8 @@ def _set(module: GraphModule, layer: Node, weight: Tensor, bias: Tensor | Node |
 
 def _why_not_stored(layer: Node) -> str | None:
     given = arguments(layer)
+    if given["weight"].meta["val"].ndim < 2:
+        return f"the weight of {layer.name} is a vector"
     for name in ("weight", "bias"):
         if given[name] is not None and not is_stored(given[name]):
             return f"the {name} of {layer.name} is computed in the graph"

@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 from export.factors import Factors, Step
 from export.graph import insert, operator, replace
-from export.rearrange import sizes
+from export.rearrange import settle_sizes, sizes
 from export.report import Change, PassReport
 
 __all__ = ["plain_shapes"]
@@ -32,7 +32,10 @@ _RESHAPES = {
     *("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"),
     *("aten.squeeze", "aten.unsqueeze"),
 }
-_PERMUTATIONS = {"aten.permute", "aten.transpose", "aten.t", "aten.swapaxes", "aten.movedim"}
+_PERMUTATIONS = {
+    *("aten.permute", "aten.transpose", "aten.t", "aten.mT"),
+    *("aten.swapaxes", "aten.swapdims", "aten.movedim", "aten.moveaxis"),
+}
 
 # The batch size of all bookkeeping: a prime that is a factor of no other size.
 _BATCH = 1_000_003
@@ -40,6 +43,7 @@ _BATCH = 1_000_003
 
 def plain_shapes(module: GraphModule) -> tuple[GraphModule, PassReport]:
     """Write a traced module's reshapes and permutations plainly, in place."""
+    settle_sizes(module)
     changed = []
     for node in list(module.graph.nodes):
         change = _write_constants(node)

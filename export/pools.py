@@ -70,7 +70,9 @@ def passage(node: Node, dim: int | None, *, is_backwards: bool) -> Passage | Non
         if dim is not None and dim >= first:
             return None
         is_constant = given["mode"] == "constant"
-        return Passage(dim, needs_no_shift=f"{node.name} pads with a constant" * is_constant)
+        if is_constant and given["value"]:
+            return None
+        return Passage(dim, needs_no_shift=f"{node.name} pads with zeros" * is_constant)
     return None
 
 

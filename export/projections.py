@@ -130,7 +130,7 @@ def _as_heads(layer: Node, node: Node, places: Tensor) -> Part | None:
         if rows.ndim != 4:
             continue
         if (rows == rows[:1, :, :1]).all() and (tokens == tokens[:, :1, :, :1]).all():
-            return Part(node, rows[0, :, 0], tokens[:, 0, :, 0], is_turned)
+            return Part(node, rows[0, :, 0].contiguous(), tokens[:, 0, :, 0], is_turned)
     return None
 
 

@@ -4,7 +4,8 @@ In float32 a wrong fold can hide: rounding alone moves a logit by 1e-6, and so d
 behind a large variance. In float64 a right fold errs by 1e-15.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from torch.fx import GraphModule
 from deploy.errors import CheckFailedError
 from export.float64 import evaluate
 from export.report import Change
+from export.trace import first_line
 
-__all__ = ["PROOF_LIMIT", "assert_below_limit", "largest_error", "prove", "relative_error"]
+__all__ = [
+    "PROOF_LIMIT",
+    "assert_below_limit",
+    "largest_error",
+    "prove",
+    "relative_error",
+    "run_simplified",
+]
 
 # A right fold rounds a few times per weight, 2e-16 each, and stays below 1e-13 over a hundred
 # layers; one that forgets eps errs by eps / 2 = 5e-6 at unit variance.
@@ -24,18 +33,25 @@ PROOF_LIMIT = 1e-9
 def relative_error(actual: Tensor, reference: Tensor) -> float:
     """Return max|actual - reference| / max|reference|; infinite if the shapes differ.
 
-    Equal infinities, of an attention mask, differ by nothing; the scale is that of what is finite.
+    Equal infinities, of an attention mask, and NaN where NaN was differ by nothing; the scale is
+    that of what is finite. One tensor has one scale: an error in a channel that is a billion times
+    smaller than the largest is not seen.
     """
     if actual.shape != reference.shape:
-        return float("inf")
+        return math.inf
     if not (actual.is_floating_point() or actual.is_complex()):
         actual, reference = actual.double(), reference.double()
-    error = float(torch.where(actual == reference, 0.0, actual - reference).abs().max())
+    if not actual.numel():
+        return 0.0
+    is_same = (actual == reference) | (actual.isnan() & reference.isnan())
+    error = float(torch.where(is_same, 0.0, actual - reference).abs().max())
     if error == 0:
         return 0.0
+    if math.isnan(error):
+        return math.inf  # a maximum with NaN would depend on the order
     finite = reference[reference.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return error / scale if scale else float("inf")
+    return error / scale if scale else math.inf
 
 
 def largest_error(actual: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
@@ -53,12 +69,15 @@ def prove(
     """Run both graphs once and compare them.
 
     Returns:
-        The traced graph's outputs, the relative error of the simplified ones', and the relative
-        error at each rewritten site. A site of which no output depends any more is judged by the
-        outputs.
+        The traced graph's outputs, the relative error of the simplified ones', and the largest
+        relative error at each rewritten site. A site of whose value no node is left is judged by
+        the outputs.
+
+    Raises:
+        CheckFailedError: The simplified graph cannot be run.
     """
-    pairs = _promises(changes, {node.name for node in traced.graph.nodes})
-    wanted = {pair[0] for pair in pairs.values() if pair}
+    promised = _promises(changes, {node.name for node in traced.graph.nodes})
+    wanted = {pair[0] for pairs in promised.values() for pair in pairs}
     before: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor) -> None:
@@ -67,31 +86,52 @@ def prove(
 
     expected = evaluate(traced, inputs, on_value=keep)
     counterparts: dict[str, list[tuple[str, str]]] = {}
-    for site, pair in pairs.items():
-        if pair:
-            counterparts.setdefault(pair[1], []).append((site, pair[0]))
+    for site, pairs in promised.items():
+        for old, new in pairs:
+            counterparts.setdefault(new, []).append((site, old))
     errors: dict[str, float] = {}
 
     def judge(name: str, value: Tensor) -> None:
         for site, old in counterparts.get(name, ()):
-            errors[site] = relative_error(value, before[old])
+            errors[site] = max(errors.get(site, 0.0), relative_error(value, before[old]))
 
-    outputs = evaluate(simplified, inputs, on_value=judge)
+    outputs = run_simplified(simplified, inputs, on_value=judge)
     error = largest_error(outputs, expected)
-    return expected, error, {site: errors.get(site, error) for site in pairs}
+    return expected, error, {site: errors.get(site, error) for site in promised}
 
 
-def _promises(changes: Iterable[Change], traced: Set[str]) -> dict[str, tuple[str, str] | None]:
+def run_simplified(
+    simplified: GraphModule,
+    inputs: tuple[Tensor, ...],
+    *,
+    on_value: Callable[[str, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """Evaluate a simplified graph in float64.
+
+    Raises:
+        CheckFailedError: It cannot be run, where the model could.
+    """
+    try:
+        return evaluate(simplified, inputs, on_value=on_value)
+    except Exception as error:  # whatever an operator raises
+        raise CheckFailedError(
+            "a simplified graph runs where the model does",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            remedy="report it together with the model's code; nothing was exported",
+        ) from error
+
+
+def _promises(changes: Iterable[Change], traced: Set[str]) -> dict[str, list[tuple[str, str]]]:
     """Return, by site, the nodes of the traced and of the simplified graph that must agree.
 
     The changes are gone through in their order, keeping book of which traced value each node has.
     Where a later change takes a site's value away (a convolution that took over a BatchNorm also
-    takes over the scale behind it), the site is judged by the value that came in its place; None
-    where no node has such a value, and only the outputs can tell.
+    takes over the scale behind it), the site is judged by the value that came in its place; by
+    none where no node has such a value, and only the outputs can tell.
     """
     origin: dict[str, str | None] = {name: name for name in traced}  # node -> traced value
     successor: dict[str, str | None] = {}  # traced value -> the one that took its place
-    sites: dict[str, str | None] = {}
+    sites: dict[str, list[str | None]] = {}
     for change in changes:
         value = origin.get(change.before)
         if value is None and not change.site:
@@ -105,9 +145,14 @@ def _promises(changes: Iterable[Change], traced: Set[str]) -> dict[str, tuple[st
         if value is not None:
             successor.pop(value, None)
         if change.site:
-            sites.setdefault(change.site, value)
+            kept = [value, *(origin.get(name) for name in change.also)]
+            sites.setdefault(change.site, []).extend(kept)
     holders = {value: name for name, value in origin.items() if value is not None}
-    return {site: _where(value, holders, successor) for site, value in sites.items()}
+    where = {
+        site: [_where(value, holders, successor) for value in values]
+        for site, values in sites.items()
+    }
+    return {site: [pair for pair in pairs if pair] for site, pairs in where.items()}
 
 
 def _where(

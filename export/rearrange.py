@@ -15,12 +15,13 @@ from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from export.graph import operator, store
+from export.graph import is_stored, operator, store, tensor
 
 __all__ = [
     "features_read",
     "is_movement",
     "places_along",
+    "settle_sizes",
     "sizes",
     "spread",
     "store_sized",
@@ -37,6 +38,8 @@ _MOVEMENTS = {
     "aten.clone",
     "aten.contiguous",
     "aten.flatten",
+    "aten.mT",
+    "aten.moveaxis",
     "aten.movedim",
     "aten.narrow",
     "aten.permute",
@@ -47,6 +50,7 @@ _MOVEMENTS = {
     "aten.split_with_sizes",
     "aten.squeeze",
     "aten.swapaxes",
+    "aten.swapdims",
     "aten.t",
     "aten.transpose",
     "aten.unbind",
@@ -92,9 +96,13 @@ def spread(source: Node) -> dict[Node, Any]:
     while waiting:
         node = waiting.pop()
         for user in node.users:
-            if is_movement(user) and user.args[0] is node:
+            if not is_movement(user) or user.args[0] is not node:
+                continue
+            try:
                 places[user] = _move(user, places[node])
-                waiting.append(user)
+            except RuntimeError:  # it fits one batch size alone
+                continue
+            waiting.append(user)
     return places
 
 
@@ -142,13 +150,21 @@ def _move(node: Node, places: Any) -> Any:
 def store_sized(
     module: GraphModule, name: str, value: Tensor, *, before: Node, instead_of: Node | None = None
 ) -> Node:
-    """Register a parameter as `store` does, and say that none of its sizes is symbolic.
-
-    What is computed from a stored tensor has its sizes, and only the batch may vary.
-    """
+    """Register a parameter as `store` does, and say that none of its sizes is symbolic."""
     node = store(module, name, value, before=before, instead_of=instead_of)
-    said = node.meta["val"]
-    mode = detect_fake_mode([said])
-    assert mode is not None
-    node.meta["val"] = mode.from_tensor(value.detach().to(said.dtype), static_shapes=True)
+    settle_sizes(module)
     return node
+
+
+def settle_sizes(module: GraphModule) -> None:
+    """Say of every stored tensor that none of its sizes is symbolic: only the batch may vary.
+
+    What is computed from a stored tensor has its sizes.
+    """
+    for node in module.graph.nodes:
+        said = node.meta.get("val")
+        if is_stored(node) and any(isinstance(size, torch.SymInt) for size in said.shape):
+            mode = detect_fake_mode([said])
+            assert mode is not None
+            value = tensor(module, node).detach().to(said.dtype)
+            node.meta["val"] = mode.from_tensor(value, static_shapes=True)

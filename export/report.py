@@ -1,6 +1,7 @@
 """What a pass, and the whole simplification, did: plain data, a bundle's `simplify.json`."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class Change:
         after: The node of the graph after it that must have the same value.
         moved: The nodes that the change leaves in the graph with another value than they had,
             beside `after`.
+        also: Further nodes whose values must be the same before and after it.
     """
 
     site: str
@@ -30,6 +32,7 @@ class Change:
     before: str
     after: str
     moved: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,8 @@ class SimplifyReport:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Every site that some pass left as it was, with the reason."""
-        return {
-            site: reason
-            for report in self.passes.values()
-            for site, reason in report.skipped.items()
-        }
+        """Every site that some pass left as it was, with the reason, or the reasons."""
+        return _joined(pair for report in self.passes.values() for pair in report.skipped.items())
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values; errors as the power of ten above them.
@@ -105,7 +104,7 @@ class SimplifyReport:
         return {
             "passes": {
                 name: {
-                    "changed": {change.site: change.what for change in report.changed},
+                    "changed": _joined((c.site, c.what) for c in report.changed),
                     "skipped": report.skipped,
                 }
                 for name, report in self.passes.items()
@@ -119,3 +118,13 @@ class SimplifyReport:
             "before": asdict(self.before),
             "after": asdict(self.after),
         }
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what is said of each site; a site can be met by several passes, or twice by one."""
+    said: dict[str, list[str]] = {}
+    for site, text in pairs:
+        texts = said.setdefault(site, [])
+        if text not in texts:
+            texts.append(text)
+    return {site: "; ".join(texts) for site, texts in said.items()}

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
-from deploy.errors import BadInputError
+from deploy.errors import BadInputError, CheckFailedError
 from export.class_token import pad_class_token
 from export.dead_code import remove_dead_code
 from export.float64 import evaluate
@@ -22,16 +23,23 @@ from export.fold_batchnorm import fold_batchnorm, write_scale_and_shift
 from export.fold_constants import fold_constants
 from export.fold_scales import fold_scales
 from export.functional import make_functional
+from export.graph import is_stored, tensor
 from export.pack_attention import pack_attention
 from export.plain_attention import plain_attention
 from export.plain_shapes import plain_shapes
-from export.proof import PROOF_LIMIT, assert_below_limit, largest_error, prove
+from export.proof import (
+    PROOF_LIMIT,
+    assert_below_limit,
+    largest_error,
+    prove,
+    run_simplified,
+)
 from export.randomness import assert_deterministic
 from export.reparameterize import reparameterize
 from export.report import Change, PassReport, SimplifyReport
 from export.sites import count
 from export.strip_dropout import strip_dropout
-from export.trace import floating_dtype, frozen_copy, trace
+from export.trace import first_line, floating_dtype, frozen_copy, trace
 
 __all__ = ["FINISHING_PASSES", "SIMPLIFY_PASSES", "Pass", "Simplified", "simplify"]
 
@@ -93,7 +101,8 @@ def simplify(
 
     Raises:
         BadInputError: The model cannot be copied, traced or run in float64, or is not finite.
-        CheckFailedError: The simplified graph does not compute what the model does.
+        CheckFailedError: The simplified graph does not compute what the model does, in float64 or,
+            rounded to the model's precision, at all.
     """
     frozen = frozen_copy(model)
     dtype = floating_dtype(frozen)
@@ -113,7 +122,7 @@ def simplify(
     trace_error = largest_error(_rows(as_traced, 0), expected)
     if not trace_error <= PROOF_LIMIT:  # unless the model mixes the images of a batch
         trace_error = largest_error(as_traced, _model_outputs(frozen, inputs))
-    alone = evaluate(simplified, last)
+    alone = run_simplified(simplified, last)
     alone_error = largest_error(alone, _rows(as_traced, 1))
     if not alone_error <= PROOF_LIMIT:
         alone_error = largest_error(alone, evaluate(traced, last))
@@ -133,7 +142,9 @@ def simplify(
             "the simplified outputs": report.model_error,
         }
     )
-    return Simplified(simplified.to(dtype), report)
+    _round(simplified, dtype)
+    _check_rounded(simplified, inputs, dtype)
+    return Simplified(simplified, report)
 
 
 def _apply(
@@ -153,8 +164,6 @@ def _apply(
     def run(apply: Pass) -> None:
         nonlocal module
         module, report = apply(module)
-        # Not left to the pass: a stale module would run, and be proved, as it was before.
-        module.recompile()
         done = reports[apply.__name__].changed + report.changed
         reports[apply.__name__] = PassReport(done, report.skipped)
         changes.extend(report.promises)
@@ -169,7 +178,49 @@ def _apply(
         raise RuntimeError(f"the passes still find something after {_ROUNDS} rounds: {changes[-1]}")
     for apply in finishing:
         run(apply)
+    # Not left to the passes: a stale module would run, and be proved, as it was before.
+    module.recompile()
     return module, reports, changes
+
+
+def _round(module: GraphModule, dtype: torch.dtype) -> None:
+    """Round what is stored to the type that it was traced with.
+
+    That is the model's own, but for what its code computed in float32 beside half-precision weights
+    and what was computed once of that.
+    """
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        if not is_stored(node):  # a nested graph
+            module.get_submodule(str(node.target)).to(dtype)
+            continue
+        value = tensor(module, node)
+        if value.is_floating_point():
+            value.data = value.data.to(node.meta["val"].dtype)
+
+
+def _check_rounded(module: GraphModule, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Insist that the module runs as it will be used, and answers with finite numbers.
+
+    The proof's float64 holds a 1e-40, or its inverse, where float32 does not.
+    """
+    rounded = (x[:1].to(dtype) if x.is_floating_point() else x[:1] for x in inputs)
+    found = ""
+    try:
+        with torch.no_grad():
+            outputs = [leaf for leaf in tree_leaves(module(*rounded)) if isinstance(leaf, Tensor)]
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            found = "NaN or infinity"
+    except Exception as error:  # whatever an operator raises
+        found = f"{type(error).__name__}: {first_line(error)}"
+    if found:
+        raise CheckFailedError(
+            f"a simplified model runs in {dtype} and answers with finite numbers",
+            found=found,
+            remedy="look for weights that are almost zero or huge; else report it with the model's "
+            "code",
+        )
 
 
 def _rows(outputs: list[Tensor], index: int) -> list[Tensor]:
@@ -181,11 +232,11 @@ def _model_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]
     """Return the outputs of the model itself, refusing what no comparison could judge."""
     try:
         outputs = evaluate(model, inputs)
-    except RuntimeError as error:
+    except Exception as error:  # whatever an operator raises
         raise BadInputError(
             "a model can be run in float64 and for a batch of one, for the proof",
-            found=str(error).splitlines()[0],
-            remedy="replace operators that only know float32",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            remedy="replace operators that only know float32, and those that need several images",
         ) from error
     if not all(output.isfinite().all() for output in outputs):
         raise BadInputError(

@@ -9,6 +9,7 @@ what the node returned, unless the node has a single user.
 import copy
 import io
 import logging
+import operator as python
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
@@ -18,7 +19,7 @@ from torch.fx import GraphModule
 
 from deploy.errors import BadInputError
 
-__all__ = ["floating_dtype", "frozen_copy", "trace"]
+__all__ = ["first_line", "floating_dtype", "frozen_copy", "trace"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -33,7 +34,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise BadInputError(
             "a model must be copyable, so that the one handed in is never changed",
-            found=f"copy.deepcopy fails: {_first_line(error)}",
+            found=f"copy.deepcopy fails: {first_line(error)}",
             remedy="keep no hooks, locks or tensors with a gradient as attributes of the model",
         ) from error
     _refuse_non_finite(frozen)
@@ -87,7 +88,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
     except Exception as error:  # torch raises some twenty unrelated types here
         raise BadInputError(
             "a model can be traced by torch.export, for every batch size",
-            found=f"{type(error).__name__}: {_first_line(error)}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             remedy="remove if, int(), .item(), .numpy() on values, and fixed batch sizes in views",
         ) from error
     unlifted = program.module(check_guards=False)
@@ -95,9 +96,17 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
     # eval() that raise.
     traced = GraphModule(unlifted, unlifted.graph, class_name=type(model).__name__)
     traced.eval()
+    _inline_modes(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
+    _refuse_free_sizes(traced)
     return traced
+
+
+def first_line(error: Exception) -> str:
+    """Return the first lines of an error that say something."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
 
 
 def _two_samples(example_inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
@@ -111,6 +120,52 @@ def _two_samples(example_inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
         )
     for x in example_inputs:
         yield x.repeat(2, *[1] * (x.ndim - 1)) if x.shape[0] == 1 else x
+
+
+def _inline_modes(module: GraphModule) -> None:
+    """Put the inside of `with torch.enable_grad():` and of autocast switched off in its place.
+
+    Neither means anything in evaluation, and the passes see into no nested graph.
+    """
+    wrappers = {
+        torch.ops.higher_order.wrap_with_set_grad_enabled: 1,  # the arguments before the graph
+        torch.ops.higher_order.wrap_with_autocast: 4,
+    }
+    graph = module.graph
+    for node in list(graph.nodes):
+        number = wrappers.get(node.target)
+        if number is None or (number == 4 and node.args[2]):  # its third argument: enabled
+            continue
+        inside, inputs = node.args[number], node.args[number + 1 :]
+        nested = module.get_submodule(inside.target)
+        assert isinstance(nested, GraphModule)
+        places = [inner for inner in nested.graph.nodes if inner.op == "placeholder"]
+        values = dict(zip(places, inputs, strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(nested.graph, values)
+        for user in list(node.users):
+            if user.target is python.getitem and isinstance(results, (tuple, list)):
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(results)
+        graph.erase_node(node)
+        if not inside.users:
+            graph.erase_node(inside)
+            module.delete_submodule(inside.target)
+
+
+def _refuse_free_sizes(module: GraphModule) -> None:
+    """Refuse sizes that depend on values: `x[x > 0]` has as many as there are."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        sizes = value.shape if isinstance(value, Tensor) else [value]
+        if any(isinstance(size, torch.SymInt) and not size.node.has_hint() for size in sizes):
+            raise BadInputError(
+                "only a model's batch size is free",
+                found=f"ValueError: {node.name} has a size that depends on values",
+                remedy="replace boolean indexing and nonzero by a mask or torch.where",
+            )
 
 
 def _refuse_non_finite(model: nn.Module) -> None:
@@ -156,8 +211,3 @@ def _quiet_torch() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__

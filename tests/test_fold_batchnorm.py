@@ -167,7 +167,7 @@ class ConvolvesWithSoftmax(nn.Module):
         ),
         (
             Chain(nn.Flatten(2), nn.Linear(16, 5), nn.BatchNorm1d(3)),
-            "it normalises another dimension than the output channels of linear; "
+            "it scales another dimension than the output channels of linear; "
             "forwards: it is an output",
         ),
     ],

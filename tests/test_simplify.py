@@ -64,14 +64,21 @@ def test_the_count_finds_no_site_after_simplify_and_every_site_with_the_fold_swi
         assert_simplified(model, skipped={})
 
 
-def test_the_count_sees_a_site_inside_a_nested_graph():
+@pytest.mark.parametrize("mode", [torch.enable_grad, lambda: torch.autocast("cpu", enabled=False)])
+def test_what_stands_under_a_mode_that_changes_nothing_is_simplified_as_well(mode):
     class Nested(nn.Module):
-        def forward(self, x):
-            with torch.enable_grad():
-                return F.dropout(x)
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
 
-    with pytest.raises(CheckFailedError, match="1 left"):
-        assert_simplified(simplify(Nested().eval(), (noise(2, 3),)).model, skipped={})
+        def forward(self, x):
+            with mode():
+                x, y = F.dropout(self.norm(self.conv(x))), x * 2
+            return x.mean((2, 3)) + y.mean((1, 2, 3))[:, None]
+
+    report = simplify(randomized(Nested()), (noise(1, 3, 4, 4),)).report
+    assert report.after.batchnorms == report.after.dropouts == 0
+    assert report.before.batchnorms == report.before.dropouts == 1
 
 
 def test_the_reason_for_a_skip_stands_in_the_message_and_in_the_report():
@@ -181,6 +188,7 @@ class Fails(nn.Module):
         lambda x: x + torch.from_numpy(x.numpy()),
         lambda x: x + 1 if x.shape[0] == 2 else x,
         lambda x: x + torch.zeros(int(x.shape[0]), 1),
+        lambda x: x + x[x > 0].sum(),
     ],
 )
 def test_a_model_that_depends_on_values_or_on_the_batch_size_is_refused_with_the_reason(
