@@ -103,12 +103,13 @@ def _why_not(way: list[Node], product: Node) -> str | None:
 
 def _readers(way: list[Node], places: dict[Node, Any]) -> list[Node]:
     """Return the nodes that hold any of the features that an operand holds."""
-    rows = features_read(way)
     features = sizes(way[-1])[-1]
+    is_held = torch.zeros(features, dtype=torch.bool)
+    is_held[features_read(way)] = True
     found = [
         node
         for node, read in places.items()
-        if not isinstance(read, Tensor) or bool(torch.isin(read.remainder(features), rows).any())
+        if not isinstance(read, Tensor) or bool(is_held[read % features].any())
     ]
     return [*found, *(node for node in way if node not in places)]
 
