@@ -135,7 +135,8 @@ def smallest_image(architecture: Architecture) -> int:
 def default_image(architecture: Architecture) -> int:
     """Return the size that the library's own weights were trained for."""
     if architecture.library == "timm":
-        return int(timm.get_pretrained_cfg(architecture.name).input_size[-1])
+        known = timm.get_pretrained_cfg(architecture.name)
+        return int(known.input_size[-1]) if known else 224
     return 299 if architecture.name == "inception_v3" else 224
 
 
@@ -180,7 +181,8 @@ def _build_torchvision(name: str, size: int | None) -> nn.Module:
         options["image_size"] = size
     if size is not None and builder.__module__.endswith(".maxvit"):
         options["input_size"] = (size, size)
-    return builder(weights=None, **options)
+    model: nn.Module = builder(weights=None, **options)
+    return model
 
 
 def _stride(model: nn.Module) -> int:

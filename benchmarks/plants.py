@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy.errors import CheckFailedError
 from export.report import PassReport
-from export.simplify import SIMPLIFY_PASSES, simplify
+from export.simplify import SIMPLIFY_PASSES, Pass, simplify
 
 __all__ = ["Planted", "forget_eps", "move_a_weight", "plant"]
 
@@ -42,6 +42,7 @@ def plant(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Planted:
     With a BatchNorm, the fold of the first one forgets eps. Without, half of the channels of the
     first layer that is left at the end come out wrong by one in a million.
     """
+    passes: tuple[Pass, ...]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if norms:
         what, passes = f"eps = {norms[0].eps:g} forgotten", (forget_eps, *SIMPLIFY_PASSES)

@@ -87,7 +87,8 @@ def _calibrate(model: nn.Module, x: Tensor) -> None:
         if not 1e-6 < size < 1e6:
             return None
         layer.weight.div_(size)
-        return layer.forward(*inputs)
+        scaled: Tensor = layer.forward(*inputs)
+        return scaled
 
     hooks = [
         module.register_forward_hook(after)

@@ -33,12 +33,13 @@ from architectures import Architecture, choose, every_architecture, million_para
 from pool import GIB, Limits, Outcome, run
 from setting import describe_setting
 from zoo_row import STATUSES, Job, measure
-from zoo_table import RESNET50, Summary, gates, summarize, to_markdown
+from zoo_summary import RESNET50, Summary, gates, summarize
+from zoo_table import to_markdown
 
 from edgereg.progress import progress
 
 _QUICK = (
-    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/squeezenet1_1",
     "timm/convnext_atto",
     "timm/fasternet_t0",
     "timm/repvgg_a0",

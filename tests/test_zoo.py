@@ -17,7 +17,8 @@ from pool import GIB, Limits, run
 from randomize import images, randomize
 from zoo import plan, read_rows
 from zoo_row import Job, measure
-from zoo_table import RESNET50, gates, summarize, to_markdown
+from zoo_summary import RESNET50, gates, summarize
+from zoo_table import to_markdown
 
 SETTING = {"machine": "m", "python": "3", "versions": {"torch": "2"}, "command": "python zoo.py"}
 
