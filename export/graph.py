@@ -190,7 +190,7 @@ def _without_data(neighbour: Node, value: Tensor) -> Any:
     floating = [known.dtype for known in values if known.is_floating_point()]
     wanted = floating[0] if floating and value.is_floating_point() else value.dtype
     assert mode is not None
-    return mode.from_tensor(value.detach().to(wanted))
+    return mode.from_tensor(value.detach().to(wanted), static_shapes=True)
 
 
 def _readers(module: GraphModule, source: Node) -> list[Node]:
