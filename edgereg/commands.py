@@ -1,7 +1,6 @@
 """The verbs of a workstation. Only parsers are made at start; nothing heavy is imported."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -9,23 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.commands import positive_int
-from edgereg.errors import EdgeregError, nearest
+from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_json, add_output, print_json
+from edgereg.errors import EdgeregError
+from edgereg.export_commands import add_export_commands
 
 if TYPE_CHECKING:
-    from deploy.inspection import Inspection
     from edgereg.data.images import Images
     from edgereg.recipe import Recipe
     from edgereg.train.run import RunOptions
-    from export.report import SimplifyReport
 
 __all__ = ["add_commands", "add_last_commands"]
 
-_DATA_HELP = (
-    "a folder of images with one sub-folder a class, emoji-10:VENDOR:SPLIT, idx:FOLDER:train|test, "
-    "FILE.npz or shards:PATTERN"
-)
-_CHECKPOINT_HELP = "a directory that `edgereg train` wrote"
-_LIBRARIES = ("torchvision:", "timm:")
 _RECIPE_EPILOG = (
     "Any key of a recipe can be set on the command line and wins over the file: "
     "--epochs 10 --optim.lr 1e-3 --model.name torchvision:mobilenet_v3_small"
@@ -37,12 +30,12 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo = verbs.add_parser("demo", help="go the whole road on the embedded images, and report")
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     demo.add_argument("--quick", action="store_true", help="at most 100 s: machinery and direction")
-    _add_output(demo)
+    add_output(demo)
     demo.set_defaults(handler=_demo)
 
     data = verbs.add_parser("data", help="look after a data set")
     check = _only_verb(data, "check", "find undecodable, duplicate and leaked images")
-    check.add_argument("--data", required=True, help=_DATA_HELP)
+    check.add_argument("--data", required=True, help=DATA_HELP)
     check.add_argument(
         "--against",
         action="append",
@@ -63,13 +56,13 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     check.add_argument(
         "--out", type=Path, metavar="INDEX", help="write an index that training skips images by"
     )
-    _add_output(check)
+    add_output(check)
     check.set_defaults(handler=_data_check)
 
     augment = verbs.add_parser("augment", help="look at a recipe's augmentation")
     preview = _only_verb(augment, "preview", "draw what a recipe does to real images")
     preview.add_argument("--recipe", type=Path, metavar="YAML", help="default: the built-in recipe")
-    preview.add_argument("--data", required=True, help=_DATA_HELP)
+    preview.add_argument("--data", required=True, help=DATA_HELP)
     preview.add_argument("--out", type=Path, required=True, metavar="PNG", help="what to write")
     preview.add_argument(
         "--images", type=positive_int, default=8, metavar="N", help="images, one a row (default: 8)"
@@ -77,18 +70,18 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     preview.add_argument(
         "--draws", type=positive_int, default=6, metavar="N", help="draws an image (default: 6)"
     )
-    _add_output(preview)
+    add_output(preview)
     preview.set_defaults(handler=_augment_preview, takes_recipe_flags=True)
 
     pretrain = verbs.add_parser(
         "pretrain", help="train an encoder without labels (PIRL)", epilog=_RECIPE_EPILOG
     )
-    pretrain.add_argument("--data", required=True, help=_DATA_HELP + "; labels are not looked at")
+    pretrain.add_argument("--data", required=True, help=DATA_HELP + "; labels are not looked at")
     _add_training(pretrain)
     pretrain.set_defaults(handler=_pretrain)
 
     train = verbs.add_parser("train", help="train a classifier", epilog=_RECIPE_EPILOG)
-    train.add_argument("--data", required=True, help=_DATA_HELP)
+    train.add_argument("--data", required=True, help=DATA_HELP)
     train.add_argument("--val", metavar="DATA", help="measure the accuracy on these images")
     train.add_argument(
         "--init", type=Path, metavar="CHECKPOINT", help="start from this checkpoint's weights"
@@ -97,46 +90,11 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     train.set_defaults(handler=_train)
 
     evaluate = verbs.add_parser("eval", help="measure a checkpoint's accuracy")
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=_CHECKPOINT_HELP)
-    evaluate.add_argument("--data", required=True, help=_DATA_HELP)
-    _add_json(evaluate)
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    evaluate.add_argument("--data", required=True, help=DATA_HELP)
+    add_json(evaluate)
     evaluate.set_defaults(handler=_eval)
-
-    export = verbs.add_parser(
-        "export", help="fold, strip, prove and pack a checkpoint for a target"
-    )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=_CHECKPOINT_HELP)
-    export.add_argument("--target", required=True, help="such as jetpack6.2 or onnxruntime-x86")
-    export.add_argument(
-        "--data", required=True, help="images that were not trained on: " + _DATA_HELP
-    )
-    export.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="what to write")
-    _add_output(export)
-    export.set_defaults(handler=_export)
-
-    inspect = verbs.add_parser(
-        "inspect",
-        help="show what the simplification folds, strips and skips",
-        description="Show what the simplification did to a bundle, or does to a checkpoint or to "
-        "a model with random weights: site by site, with the reason for each that it skips.",
-    )
-    inspect.add_argument(
-        "subject",
-        metavar="CHECKPOINT|BUNDLE|MODEL",
-        help="a directory that `edgereg train`, `pretrain` or `export` wrote, or torchvision:NAME "
-        "or timm:NAME",
-    )
-    inspect.add_argument(
-        "--image-size",
-        type=positive_int,
-        metavar="N",
-        help="height and width of a model's input (default: its usual ones)",
-    )
-    inspect.add_argument(
-        "--all", action="store_true", help="a line for each site, however many there are"
-    )
-    _add_json(inspect)
-    inspect.set_defaults(handler=_inspect)
+    add_export_commands(verbs)
 
 
 def add_last_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -150,7 +108,7 @@ def add_last_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
         help="a checkpoint, or the CHECKPOINT.run beside it",
     )
     report.add_argument("--out", type=Path, required=True, metavar="HTML", help="what to write")
-    _add_output(report)
+    add_output(report)
     report.set_defaults(handler=_report)
 
 
@@ -181,7 +139,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="minutes between two states on the disk (default: 5)",
     )
-    _add_output(parser)
+    add_output(parser)
     parser.set_defaults(takes_recipe_flags=True)
 
 
@@ -202,21 +160,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace an earlier result")
-    _add_json(parser)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-
-
 def _demo(args: argparse.Namespace) -> int:
     from edgereg.demo.run import run_demo
 
     result = run_demo(args.out, quick=args.quick, force=args.force)
     if args.json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         print(result.to_text())
     return 0 if result.passed else 1
@@ -240,7 +189,7 @@ def _data_check(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_index(report, args.out, force=args.force)
     if args.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         print(report.to_text())
         if args.out is not None:
@@ -263,7 +212,7 @@ def _augment_preview(args: argparse.Namespace) -> int:
         force=args.force,
     )
     if args.json:
-        _print_json(preview.to_json())
+        print_json(preview.to_json())
     else:
         print(f"wrote {args.out}")
     return 0
@@ -279,7 +228,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     if not _is_first():
         return 0
     if args.json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return 0
     loss = result.checkpoint.metrics["loss"]
     print(f"pirl on {recipe.epochs} epochs of {_data(result.checkpoint.data)}")
@@ -306,7 +255,7 @@ def _train(args: argparse.Namespace) -> int:
     if not _is_first():
         return 0
     if args.json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return 0
     metrics, history = result.checkpoint.metrics, result.history
     epochs = len(history) or recipe.epochs
@@ -332,7 +281,7 @@ def _eval(args: argparse.Namespace) -> int:
     if args.json:
         # JSON has no NaN: a class without an image has no accuracy
         shown = {name: None if share != share else share for name, share in per_class.items()}
-        _print_json({"top1": result.top1, "count": result.count, "per_class": shown})
+        print_json({"top1": result.top1, "count": result.count, "per_class": shown})
         return 0
     print(f"top-1 {result.top1:.1%}  n = {result.count}")
     for name, share in per_class.items():
@@ -340,90 +289,12 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    from edgereg.data.images import open_images
-    from edgereg.ship import ship
-
-    result = ship(
-        args.checkpoint,
-        open_images(args.data),
-        args.out,
-        target=args.target,
-        force=args.force,
-        on_stage=_say,
-    )
-    judged, comparison, accuracy = result.conformance, result.comparison, result.accuracy
-    if args.json:
-        _print_json(
-            {
-                "bundle": str(result.path),
-                "conformance": {"judge": judged.judge, "verdict": judged.verdict},
-                "max_scaled_error": comparison.max_scaled_error,
-                "top1": None if accuracy is None else accuracy.top1,
-                "simplify": result.report.to_json(),
-            }
-        )
-        return 0
-    print(_simplify_text(result.report))
-    print(f"{args.target}: {judged.verdict} ({judged.judge}: {judged.detail})")
-    print(
-        f"fp32: scaled error {comparison.max_scaled_error:.1e} on {comparison.count} golden images"
-    )
-    if accuracy is not None:
-        print(f"fp32: top-1 {accuracy.top1:.1%} on {accuracy.count} held-out images")
-    print(f"wrote {result.path}")
-    return 0
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    inspection = _inspected(args.subject, args.image_size)
-    if args.json:
-        _print_json(inspection.to_json())
-    else:
-        print(inspection.to_text(show_all=args.all))
-    return 0
-
-
-def _inspected(subject: str, image_size: int | None) -> "Inspection":
-    """Find out what is to be inspected; torch is imported for what needs it only."""
-    path, is_model = Path(subject), subject.startswith(_LIBRARIES)
-    if image_size is not None and not is_model:
-        raise EdgeregError(
-            "only a model that is built for the occasion can be given an image size",
-            found=f"--image-size {image_size} with '{subject}'",
-            remedy="leave it out: a checkpoint and a bundle have theirs",
-        )
-    if is_model:
-        from edgereg.inspection import inspect_model
-
-        return inspect_model(subject, image_size=image_size, on_stage=_say)
-    if (path / "manifest.json").is_file():
-        from deploy.inspection import inspect_bundle
-
-        return inspect_bundle(path)
-    if (path / "checkpoint.json").is_file():
-        from edgereg.inspection import inspect_checkpoint
-
-        return inspect_checkpoint(path, on_stage=_say)
-    found = (
-        "holds neither manifest.json nor checkpoint.json" if path.is_dir() else "is no directory"
-    )
-    remedy = "name what `edgereg train` or `edgereg export` wrote, or torchvision:NAME or timm:NAME"
-    if ":" in subject and not path.exists():
-        remedy = nearest(subject, [library + subject.partition(":")[2] for library in _LIBRARIES])
-    raise EdgeregError(
-        "what is inspected is a checkpoint, a bundle, torchvision:NAME or timm:NAME",
-        found=f"'{subject}' {found}",
-        remedy=remedy,
-    )
-
-
 def _report(args: argparse.Namespace) -> int:
     from edgereg.report.run_report import write_report
 
     report = write_report(args.runs, args.out, force=args.force)
     if args.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         print(f"wrote {args.out}")
     return 0
@@ -475,28 +346,5 @@ def _prepare(args: argparse.Namespace) -> "tuple[Recipe, RunOptions]":
     return load_recipe(args.recipe, args.recipe_flags), options
 
 
-def _simplify_text(report: "SimplifyReport") -> str:
-    from deploy.inspection import counts_text
-
-    document = report.to_json()
-    left = [f"left: {site}: {reason}" for site, reason in report.skipped.items()]
-    return "\n".join(
-        [
-            counts_text(document["before"], document["after"]),
-            *left,
-            f"float64 relative error {report.model_error:.1e}",
-        ]
-    )
-
-
-def _say(stage: str) -> None:
-    """Say on stderr what comes next, for work that takes a while."""
-    print(f"... {stage}", file=sys.stderr, flush=True)
-
-
 def _data(data: Mapping[str, Any]) -> str:
     return f"{data['name']} ({data['count']} images)"
-
-
-def _print_json(document: Mapping[str, Any]) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))

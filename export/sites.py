@@ -118,7 +118,8 @@ def assert_simplified(module: nn.Module, *, skipped: dict[str, str]) -> None:
     left = [f"BatchNorm {name}" for name in sites.batchnorms]
     left += [f"dropout {name}" for name in sites.dropouts]
     if left:
-        reasons = [f"{site}: {reason}" for site, reason in skipped.items()]
+        found = {*sites.batchnorms, *sites.dropouts}
+        reasons = [f"{site}: {reason}" for site, reason in skipped.items() if site in found]
         raise CheckFailedError(
             "a module to be exported holds no BatchNorm and no dropout",
             found=f"{len(left)} left ({', '.join(left)})" + "".join(f"; {r}" for r in reasons),
