@@ -156,6 +156,7 @@ def store(
     owner = _owner(module, prefix)
     if leaf in owner._buffers:  # functional code may convolve with a buffer
         del owner._buffers[leaf]
+        owner._non_persistent_buffers_set.discard(leaf)
     if leaf in owner._parameters or not hasattr(owner, leaf):
         owner.register_parameter(
             leaf, nn.Parameter(value.contiguous().clone(), requires_grad=False)

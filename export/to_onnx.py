@@ -25,9 +25,10 @@ __all__ = ["to_onnx"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _SAME = Tolerance(
-    max_scaled_error=1e-4,
+    max_scaled_error=1e-3,
     min_top1_agreement=0.0,
-    reason="one float32 graph run by two libraries that add in different orders: 1e-6 is usual",
+    reason="one float32 graph run by two libraries that add in different orders: 1e-6 is usual, "
+    "1e-4 was seen in deep models; a baked batch size is off by the answer itself",
 )
 
 

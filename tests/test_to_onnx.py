@@ -194,3 +194,26 @@ def test_an_unknown_target_is_refused_with_the_nearest_name():
     with pytest.raises(BadInputError, match="choose one of them"):
         find_target("xyz")
     assert find_target("jetpack6.2").proxy == "SM86"
+
+
+class Denormalizes(nn.Module):
+    """Has constants outside its state dict into which a factor folds, as timm's csatv2 has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("std", torch.rand(3, 1, 1) + 0.5, persistent=False)
+        self.register_buffer("mean", torch.rand(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        return self.conv((x * self.std + self.mean) * 255)
+
+
+def test_a_constant_outside_the_state_dict_that_a_factor_folds_into_is_exported():
+    model, x = Denormalizes().eval(), noise(2, 3, 8, 8)
+    simple = simplify(model, (x,))
+    assert sum(len(done.changed) for done in simple.report.passes.values()) > 0
+    with torch.no_grad():
+        expected = model(x).numpy()
+    actual = run_batches(to_onnx(simple.model, (x,), target=X86), x.numpy())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
