@@ -127,7 +127,7 @@ def _as_heads(layer: Node, node: Node, places: Tensor) -> Part | None:
             if rest or len(rows) % heads:
                 continue
             rows, tokens = (x.reshape(-1, heads, *x.shape[1:]) for x in (rows, tokens))
-        if rows.ndim != 4:
+        if rows.ndim != 4 or not rows.numel():  # a slice before tokens that a model may lack
             continue
         if (rows == rows[:1, :, :1]).all() and (tokens == tokens[:, :1, :, :1]).all():
             return Part(node, rows[0, :, 0].contiguous(), tokens[:, 0, :, 0], is_turned)

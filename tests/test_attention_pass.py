@@ -296,18 +296,19 @@ def test_an_attention_called_twice_is_packed_and_scaled_at_each_call():
     assert not result.report.skipped
 
 
-def test_a_rotation_of_some_tokens_only_does_not_keep_the_split_away():
+@pytest.mark.parametrize("fixed", [1, 0])  # none: the slice before the rotated ones is empty
+def test_a_rotation_of_some_tokens_only_does_not_keep_the_split_away(fixed):
     class Rotated(nn.Module):
         def __init__(self):
             super().__init__()
             self.qkv = nn.Linear(12, 36)
-            self.register_buffer("angle", noise(4, 2))
+            self.register_buffer("angle", noise(5 - fixed, 2))
 
         def rotate(self, x):
-            a, b = x[:, :, 1:, ::2], x[:, :, 1:, 1::2]
+            a, b = x[:, :, fixed:, ::2], x[:, :, fixed:, 1::2]
             cos, sin = self.angle.cos(), self.angle.sin()
             turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(3)
-            return torch.cat([x[:, :, :1], turned], 2)
+            return torch.cat([x[:, :, :fixed], turned], 2)
 
         def forward(self, x):
             q, k, v = self.qkv(x).unflatten(2, (3, 3, 4)).permute(2, 0, 3, 1, 4).unbind(0)
