@@ -1,5 +1,6 @@
 """Export a simplified model, and run the file in ONNX Runtime against the model it came from."""
 
+import re
 from dataclasses import dataclass
 
 import onnx
@@ -47,7 +48,8 @@ def check_onnx(model: nn.Module, result: Simplified, *, size: int) -> OnnxCheck:
     try:
         return _check(model, result, size=size)
     except Exception as error:  # the exporter's, ONNX Runtime's: a row says it, nothing stops
-        return OnnxCheck(f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        said = re.sub(r"\x1b\[\d+m", "", " ".join(str(error).split()))  # torch writes in colours
+        return OnnxCheck(f"{type(error).__name__}: {said}"[:300])
 
 
 def _check(model: nn.Module, result: Simplified, *, size: int) -> OnnxCheck:

@@ -103,6 +103,16 @@ def test_an_output_that_does_not_depend_on_the_input_proves_nothing(zoo, monkeyp
     assert row["status"] == "vacuous"
 
 
+def test_nor_does_one_that_rounding_alone_moves(zoo, monkeypatch):
+    class Chaos(nn.Module):
+        def forward(self, x):
+            return torch.sin(1e9 * x.flatten(1)[:, :2])
+
+    monkeypatch.setattr("zoo_row.build", lambda architecture, size: Chaos())
+    row = measure(Job(zoo["timm/resnet18"]))
+    assert row["status"] == "vacuous" and row["dependence"] > 0.05 and row["tremble"] > 0.05
+
+
 def test_the_smallest_image_leaves_no_last_map_of_one_pixel(zoo):
     assert smallest_image(zoo["timm/resnet10t"]) == 64
     assert smallest_image(zoo["timm/levit_128s"]) == 128  # its stride is 64
