@@ -54,7 +54,7 @@ def check_onnx(model: nn.Module, result: Simplified, *, size: int) -> OnnxCheck:
 
 def _check(model: nn.Module, result: Simplified, *, size: int) -> OnnxCheck:
     target = find_target("onnxruntime-x86")
-    file = to_onnx(result.model, (images(2, size, seed=3),), target=target)
+    file = to_onnx(result.model, (images(2, size, seed=3),), target=target, max_batch=max(BATCHES))
     nodes = onnx.load_from_string(file).graph.node
     norms = [node.name.rpartition("/")[0] for node in nodes if node.op_type == "BatchNormalization"]
     left = result.report.skipped

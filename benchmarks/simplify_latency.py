@@ -86,7 +86,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 def ours(model: nn.Module, x: Tensor) -> bytes:
     """Return what edgereg exports."""
-    return to_onnx(simplify(model, (x,)).model, (x,), target=_TARGET)
+    return to_onnx(simplify(model, (x,)).model, (x,), target=_TARGET, max_batch=2)
 
 
 def plain(model: nn.Module, x: Tensor, *, opset: int, is_fixed: bool = False) -> bytes:

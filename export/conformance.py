@@ -27,12 +27,13 @@ from export.targets import Target
 __all__ = ["judge"]
 
 _JUDGE = "tensorrt_rtx"
-_MAX_BATCH = 16
 _MEMORY_LIMIT_BYTES = 32 * 2**30
 _CHILD = "import sys; from export.conformance import _child; _child(*sys.argv[1:])"
 
 
-def judge(model: bytes, target: Target, *, time_limit_s: float = 600.0) -> Conformance:
+def judge(
+    model: bytes, target: Target, *, max_batch: int = 1, time_limit_s: float = 600.0
+) -> Conformance:
     """Return the verdict on a model for a target: accepted, not judged, or not required.
 
     Raises:
@@ -41,7 +42,7 @@ def judge(model: bytes, target: Target, *, time_limit_s: float = 600.0) -> Confo
     """
     if target.proxy is None:
         return Conformance("none", "not required", f"{target.runtime} runs it during the export")
-    answer = _ask_child(model, target.proxy, time_limit_s=time_limit_s)
+    answer = _ask_child(model, target.proxy, max_batch=max_batch, time_limit_s=time_limit_s)
     if "missing" in answer:
         return Conformance(_JUDGE, "not judged", answer["missing"])
     if "refused" in answer:
@@ -50,20 +51,22 @@ def judge(model: bytes, target: Target, *, time_limit_s: float = 600.0) -> Confo
             found=f"{answer['judge']} refuses {answer['refused']}",
             remedy="replace this operation in the model's code by one that the parser knows",
         )
+    sizes = "1" if max_batch == 1 else f"1 to {max_batch}"
     detail = (
         f"parsed and built for {target.proxy}, the proxy of compute capability "
-        f"{target.compute_capability}, strongly typed, batch 1 to {_MAX_BATCH}; not run on a device"
+        f"{target.compute_capability}, strongly typed, batch {sizes}; not run on a device"
     )
     return Conformance(answer["judge"], "accepted", detail)
 
 
-def _ask_child(model: bytes, proxy: str, *, time_limit_s: float) -> dict[str, str]:
+def _ask_child(model: bytes, proxy: str, *, max_batch: int, time_limit_s: float) -> dict[str, str]:
     """Return {"judge": its name}, the same with {"refused": why}, or {"missing": why}."""
     rule = "NVIDIA's parser and builder come to a verdict"
     with tempfile.TemporaryDirectory() as directory:
         question, answer = Path(directory, "model.onnx"), Path(directory, "answer.json")
         question.write_bytes(model)
-        command = [sys.executable, "-c", _CHILD, _JUDGE, str(question), str(answer), proxy]
+        arguments = (_JUDGE, str(question), str(answer), proxy, str(max_batch))
+        command = [sys.executable, "-c", _CHILD, *arguments]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
@@ -90,7 +93,7 @@ def _ask_child(model: bytes, proxy: str, *, time_limit_s: float) -> dict[str, st
         return verdict
 
 
-def _child(judge_module: str, question: str, answer: str, proxy: str) -> None:
+def _child(judge_module: str, question: str, answer: str, proxy: str, max_batch: str) -> None:
     """Judge a file and write the answer; runs in a process of its own."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
     try:
@@ -101,13 +104,13 @@ def _child(judge_module: str, question: str, answer: str, proxy: str) -> None:
         }
     else:
         verdict = {"judge": f"TensorRT-RTX {trt.__version__}"}
-        refused = _refusal(trt, Path(question).read_bytes(), proxy)
+        refused = _refusal(trt, Path(question).read_bytes(), proxy, int(max_batch))
         if refused:
             verdict["refused"] = refused
     Path(answer).write_text(json.dumps(verdict), "utf-8")
 
 
-def _refusal(trt: Any, model: bytes, proxy: str) -> str | None:
+def _refusal(trt: Any, model: bytes, proxy: str, max_batch: int) -> str | None:
     """Parse and build a model; say why that fails, or return None."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the default logger prints to stdout
@@ -136,14 +139,18 @@ def _refusal(trt: Any, model: bytes, proxy: str) -> str | None:
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, proxy), 0)
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shapes = [
-            [n if d == -1 else d for d in tensor.shape] for n in (1, _MAX_BATCH // 4, _MAX_BATCH)
-        ]
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
+    if max_batch > 1:
+        config.add_optimization_profile(_profile(builder, network, max_batch))
     if builder.build_serialized_network(network, config) is None:
         return "; ".join(log.errors) or "to build it, without a message"
     return None
+
+
+def _profile(builder: Any, network: Any, max_batch: int) -> Any:
+    """Return the sizes, smallest, usual and largest, that an engine is built for."""
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        sizes = (1, (1 + max_batch) // 2, max_batch)
+        profile.set_shape(tensor.name, *([n, *list(tensor.shape)[1:]] for n in sizes))
+    return profile

@@ -127,11 +127,11 @@ def export_bundle(
     on_stage(_summary(simplified.report))
 
     on_stage(f"writing ONNX, opset {target.opset}")
-    onnx_file = to_onnx(simplified.model, example, target=target)
-    assert_exportable(onnx_file, target)
+    onnx_file = to_onnx(simplified.model, example, target=target, max_batch=request.max_batch)
+    assert_exportable(onnx_file, target, max_batch=request.max_batch)
 
     on_stage(f"judging it for {target.name}")
-    conformance = judge(onnx_file, target)
+    conformance = judge(onnx_file, target, max_batch=request.max_batch)
     on_stage(f"{target.name}: {conformance.verdict} ({conformance.judge}: {conformance.detail})")
 
     on_stage("comparing it with the model, on the golden images")
@@ -173,14 +173,16 @@ def _manifest(
     accuracy: Accuracy | None,
 ) -> Manifest:
     height, width = request.preprocessing.height, request.preprocessing.width
+    batch = 1 if request.max_batch == 1 else "batch"
     fp32 = Variant("model.fp32.onnx", "fp32", FP32_TOLERANCE, conformance, accuracy)
     return Manifest(
         format_version=FORMAT_VERSION,
         name=request.name,
         task="classification",
+        max_batch=request.max_batch,
         target=target.to_json(),
-        inputs=(TensorSpec("images", "float32", ("batch", 3, height, width)),),
-        outputs=(TensorSpec("logits", "float32", ("batch", len(request.labels))),),
+        inputs=(TensorSpec("images", "float32", (batch, 3, height, width)),),
+        outputs=(TensorSpec("logits", "float32", (batch, len(request.labels))),),
         preprocessing=request.preprocessing,
         labels=request.labels,
         variants={"fp32": fp32},

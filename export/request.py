@@ -15,6 +15,7 @@ __all__ = ["MIN_GOLDEN", "ExportRequest", "check_request"]
 
 # Latencies of so many images have a 90th percentile (device-side statistics want 64).
 MIN_GOLDEN = 64
+MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ExportRequest:
         golden_labels: Their classes; every class must occur.
         holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes. They
             are taken a few at a time, so the sequence may decode when it is asked.
+        max_batch: 1 for a model of static shape, one image; more, and any batch up to it runs.
         provenance: JSON values: recipe, data set hash, versions, commit. No time, host or path.
         licenses: What the licenses.txt of the bundle says.
     """
@@ -42,6 +44,7 @@ class ExportRequest:
     golden_images: Sequence[bytes]
     golden_labels: Sequence[int] | None = None
     holdout: tuple[Sequence[NDArray[np.uint8]], Sequence[int]] | None = None
+    max_batch: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
     licenses: str = LICENSES
 
@@ -65,6 +68,12 @@ def check_request(request: ExportRequest) -> None:
             f"a bundle has at least {MIN_GOLDEN} golden images",
             found=f"{count}",
             remedy="give more, labelled or not, that are like what the camera will see",
+        )
+    if not 1 <= request.max_batch <= MAX_BATCH:
+        raise BadInputError(
+            f"the largest batch is 1 to {MAX_BATCH}",
+            found=f"{request.max_batch}",
+            remedy="on a device small batches are the fastest: 1 to 16 is usual",
         )
     if request.golden_labels is not None:
         _check_classes("golden", request.golden_labels, count=count, classes=classes)

@@ -22,6 +22,7 @@ def open_session(model: bytes) -> Any:
 def run_batches(model: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the first output for (N, ...) inputs, computed in small batches."""
     session = open_session(model)
-    name = session.get_inputs()[0].name
-    batches = (inputs[i : i + _BATCH] for i in range(0, len(inputs), _BATCH))
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+    (spec,) = session.get_inputs()
+    size = spec.shape[0] if isinstance(spec.shape[0], int) else _BATCH
+    batches = (inputs[i : i + size] for i in range(0, len(inputs), size))
+    return np.concatenate([session.run(None, {spec.name: batch})[0] for batch in batches])

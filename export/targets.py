@@ -2,18 +2,25 @@
 
 Every value was read from NVIDIA's release notes of that JetPack, or tried; boards are named by
 their GPU's compute capability (SM). TensorRT-RTX, which judges an export without a GPU, knows other
-SMs: each row names its proxy. JetPack 6.0 (TensorRT 8.6) needs another exporter, and JetPack 5 has
-Python 3.8: neither is here.
+SMs: each row names its proxy. JetPack 5 has Python 3.8 and is not here.
+
+Opset 20 brings Gelu and LayerNormalization as one node each, and not yet Attention, which TensorRT
+knows from 10.14. TensorRT 8.6 reads `axes` as an attribute only, as opset 17 has it; later ones
+give it as an input, which 8.6 overlooks and so reduces over all axes.
 """
 
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from deploy.errors import BadInputError
+from export.operators import TENSORRT_8_6, TENSORRT_10_1
 
-__all__ = ["TARGETS", "Target", "find_target"]
+__all__ = ["TARGETS", "Precision", "Scheme", "Target", "find_target"]
+
+Precision = Literal["fp32", "fp16", "int8"]
+Scheme = Literal["tensorrt", "u8s8", "s8s8"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,14 @@ class Target:
         name: Its key in TARGETS.
         runtime: What executes the model there, with the version that comes with the machine.
         opset: The ONNX operator set of the export.
+        scheme: How int8 is written: "tensorrt" is symmetric, per channel, without quantized biases;
+            "u8s8" has unsigned activations, the fast kernels of x86, and "s8s8" those of Arm.
+        precisions: What may be exported. ONNX Runtime's CPU kernels compute fp16 in fp32: slower
+            and no more exact than fp32, so there is none. Orin has no FP8.
+        typing: Whether TensorRT takes the types from the graph ("strong"), or from flags at the
+            build ("weak", the only way of 8.6); "" where there is no TensorRT.
+        operators: What the parser of that release knows; None where ONNX Runtime runs the file
+            during the export.
         compute_capability: Of the GPU; None for a CPU.
         proxy: The compute capability for which TensorRT-RTX judges; None where nothing is judged.
     """
@@ -31,25 +46,51 @@ class Target:
     name: str
     runtime: str
     opset: int
+    scheme: Scheme
+    precisions: tuple[Precision, ...]
+    typing: Literal["strong", "weak", ""] = ""
+    operators: frozenset[str] | None = None
     compute_capability: str | None = None
     proxy: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON values."""
-        return dataclasses.asdict(self)
+        """Return the row as JSON values, without the list of operators."""
+        row = dataclasses.asdict(self)
+        del row["operators"]
+        return row | {"precisions": list(self.precisions)}
 
 
-# Opset 20 brings Gelu and LayerNormalization as one node each, and not yet Attention, which
-# TensorRT knows from 10.14.
+def _jetson(name: str, tensorrt: str, sm: str) -> Target:
+    is_old = tensorrt.startswith("8.")
+    return Target(
+        name,
+        f"TensorRT {tensorrt}",
+        opset=17 if is_old else 20,
+        scheme="tensorrt",
+        precisions=("fp32", "fp16", "int8"),
+        typing="weak" if is_old else "strong",
+        operators=TENSORRT_8_6 if is_old else TENSORRT_10_1,
+        compute_capability=sm,
+        proxy={"8.7": "SM86", "11.0": "SM120"}[sm],
+    )
+
+
+def _cpu(name: str, scheme: Scheme) -> Target:
+    return Target(name, "ONNX Runtime", opset=20, scheme=scheme, precisions=("fp32", "int8"))
+
+
 TARGETS: dict[str, Target] = {
     row.name: row
     for row in (
-        Target("jetpack6.2", "TensorRT 10.3.0", 20, compute_capability="8.7", proxy="SM86"),
-        Target("jetpack7.0-thor", "TensorRT 10.13.3", 20, compute_capability="11.0", proxy="SM120"),
-        Target("jetpack7.2-orin", "TensorRT 10.16.2", 20, compute_capability="8.7", proxy="SM86"),
-        Target("jetpack7.2-thor", "TensorRT 10.16.2", 20, compute_capability="11.0", proxy="SM120"),
-        Target("onnxruntime-x86", "ONNX Runtime", 20),
-        Target("onnxruntime-arm", "ONNX Runtime", 20),
+        _jetson("jetpack6.0", "8.6.2", "8.7"),
+        _jetson("jetpack6.2", "10.3.0", "8.7"),
+        _jetson("jetpack7.0-thor", "10.13.3", "11.0"),
+        _jetson("jetpack7.2-orin", "10.16.2", "8.7"),
+        _jetson("jetpack7.2-thor", "10.16.2", "11.0"),
+        _jetson("jetpack7.2.2-orin", "11.4.1", "8.7"),
+        _jetson("jetpack7.2.2-thor", "11.4.1", "11.0"),
+        _cpu("onnxruntime-x86", "u8s8"),
+        _cpu("onnxruntime-arm", "s8s8"),
     )
 }
 

@@ -18,11 +18,13 @@ from torch.utils._pytree import tree_leaves
 from deploy.bundle.manifest import Tolerance
 from deploy.errors import CheckFailedError
 from deploy.measure.compare import compare
+from export.opset17 import to_opset_17
 from export.run_onnx import open_session
 from export.targets import Target
 
 __all__ = ["to_onnx"]
 
+_OLDEST_OPSET = 18  # that torch's exporter writes; asked for an older one it writes this
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _SAME = Tolerance(
     max_scaled_error=1e-3,
@@ -37,15 +39,18 @@ def to_onnx(
     example_inputs: tuple[Tensor, ...],
     *,
     target: Target,
+    max_batch: int = 1,
     input_names: Sequence[str] = ("images",),
     output_names: Sequence[str] = ("logits",),
 ) -> bytes:
-    """Return a module as a serialised ONNX model with a dynamic batch size.
+    """Return a module as a serialised ONNX model.
 
     Args:
         module: A simplified module in evaluation mode.
         example_inputs: A batch of at least 2.
         target: Gives the opset.
+        max_batch: 1 for a static shape of one sample; more, and the batch size is free from 1 on,
+            and is checked at 1, at this one and halfway.
         input_names: Of the graph, in the order of the arguments.
         output_names: Of the graph, in the order of the outputs.
 
@@ -53,12 +58,13 @@ def to_onnx(
         CheckFailedError: The file has another opset, or does not compute what the module does.
     """
     batch = torch.export.Dim("batch", min=1)
+    is_free = max_batch > 1
     program = torch.onnx.export(
         module,
-        example_inputs,
+        example_inputs if is_free else tuple(x[:1] for x in example_inputs),
         dynamo=True,
-        opset_version=target.opset,
-        dynamic_shapes=tuple({0: batch} for _ in example_inputs),
+        opset_version=max(target.opset, _OLDEST_OPSET),
+        dynamic_shapes=tuple({0: batch} for _ in example_inputs) if is_free else None,
         input_names=input_names,
         output_names=output_names,
         external_data=False,
@@ -68,18 +74,21 @@ def to_onnx(
     proto = program.model_proto
     _name_nodes(proto.graph)
     _strip_provenance(proto)
-    _check_opset(proto, target)
+    _check_opset(proto, max(target.opset, _OLDEST_OPSET))
+    if target.opset < _OLDEST_OPSET:
+        to_opset_17(proto)
+        _check_opset(proto, target.opset)
     model = bytes(proto.SerializeToString(deterministic=True))
-    _check_batches(model, module, example_inputs, input_names=input_names)
+    _check_batches(model, module, example_inputs, max_batch=max_batch, input_names=input_names)
     return model
 
 
-def _check_opset(proto: onnx.ModelProto, target: Target) -> None:
+def _check_opset(proto: onnx.ModelProto, opset: int) -> None:
     """Read the opset back: torch silently takes another if it cannot write the one asked for."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
-    if opsets != {"ai.onnx": target.opset}:
+    if opsets != {"ai.onnx": opset}:
         raise CheckFailedError(
-            f"a model for {target.name} is written in opset {target.opset} and no other",
+            f"a model for opset {opset} is written in it and in no other",
             found=f"torch {torch.__version__} wrote {opsets}",
             remedy="export for another target, or with another torch",
         )
@@ -90,11 +99,12 @@ def _check_batches(
     module: nn.Module,
     example_inputs: tuple[Tensor, ...],
     *,
+    max_batch: int,
     input_names: Sequence[str],
 ) -> None:
-    """Run the file and the module at two batch sizes; exporters bake in one (pytorch #157621)."""
+    """Run file and module at the ends and between; exporters bake in a size (pytorch #157621)."""
     session = open_session(model)
-    for inputs in _two_batches(example_inputs):
+    for inputs in _batches(example_inputs, max_batch):
         with torch.no_grad():
             expected = [output.numpy() for output in tree_leaves(module(*inputs))]
         feeds = {name: x.numpy() for name, x in zip(input_names, inputs, strict=True)}
@@ -118,9 +128,13 @@ def _difference(actual: list[NDArray[Any]], expected: list[NDArray[Any]]) -> str
     return "; ".join(reason for comparison in comparisons for reason in comparison.reasons)
 
 
-def _two_batches(example_inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    yield tuple(x[:1] for x in example_inputs)
-    yield tuple(torch.cat([x, x[:1]]) for x in example_inputs)
+def _batches(example_inputs: tuple[Tensor, ...], max_batch: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the samples one by one, and as batches of half the largest size and of that size."""
+    for i in range(2):
+        yield tuple(x[i : i + 1] for x in example_inputs)
+    for size in sorted({(1 + max_batch) // 2, max_batch} - {1}):
+        repeats = -(-size // len(example_inputs[0]))
+        yield tuple(torch.cat([x] * repeats)[:size] for x in example_inputs)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -78,6 +78,7 @@ def bundle_parts(*, encode=encode_png, suffix="png", tolerance=FP32):
         format_version=FORMAT_VERSION,
         name="colours",
         task="classification",
+        max_batch=16,
         target={"name": "onnxruntime-x86", "opset": 20},
         inputs=(TensorSpec("images", "float32", ("batch", 3, SIZE, SIZE)),),
         outputs=(TensorSpec("logits", "float32", ("batch", 3)),),

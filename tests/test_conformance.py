@@ -9,6 +9,7 @@ from torch import nn
 import export.conformance
 from deploy.errors import CheckFailedError
 from export.conformance import judge
+from export.gates import assert_exportable
 from export.simplify import simplify
 from export.targets import TARGETS
 from export.to_onnx import to_onnx
@@ -47,22 +48,18 @@ def one_node(operator: str, **attributes) -> bytes:
 
 
 @needs_judge
-@pytest.mark.parametrize(
-    ("model", "targets"),
-    [
-        (small_cnn, [target for target in TARGETS.values() if target.proxy]),
-        (AttentionBlock, [ORIN]),
-    ],
-)
-def test_an_exported_model_is_accepted_for_the_jetsons(model, targets):
-    x = noise(2, 3, 16, 16)
-    file = to_onnx(simplify(randomized(model()), (x,)).model, (x,), target=ORIN)
-    for target in targets:
-        assert target.opset == ORIN.opset
-        verdict = judge(file, target)
-        assert verdict.verdict == "accepted"
-        assert verdict.judge.startswith("TensorRT-RTX 1.")
-        assert target.proxy in verdict.detail
+@pytest.mark.parametrize("max_batch", [1, 16])
+@pytest.mark.parametrize("model", [small_cnn, AttentionBlock])
+@pytest.mark.parametrize("name", ["jetpack6.0", "jetpack6.2", "jetpack7.2-thor"])
+def test_an_exported_model_is_accepted_for_the_jetsons(name, model, max_batch):
+    x, target = noise(2, 3, 16, 16), TARGETS[name]
+    simple = simplify(randomized(model()), (x,)).model
+    file = to_onnx(simple, (x,), target=target, max_batch=max_batch)
+    assert_exportable(file, target, max_batch=max_batch)
+    verdict = judge(file, target, max_batch=max_batch)
+    assert verdict.verdict == "accepted"
+    assert verdict.judge.startswith("TensorRT-RTX 1.")
+    assert target.proxy in verdict.detail
 
 
 @needs_judge
@@ -100,7 +97,7 @@ def test_a_model_that_parses_but_cannot_be_built_is_refused_with_the_builders_wo
     proto = onnx.load_model_from_string(one_node("Reshape", more=["shape"]))
     proto.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 7]))
     with pytest.raises(CheckFailedError, match="reshaping failed"):
-        judge(proto.SerializeToString(), ORIN)
+        judge(proto.SerializeToString(), ORIN, max_batch=16)
 
 
 def test_a_target_without_a_gpu_needs_no_judge():

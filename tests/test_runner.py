@@ -65,8 +65,13 @@ def test_a_model_that_is_not_what_the_manifest_says_is_refused(tmp_path, model, 
 
 def test_a_free_dimension_does_not_pass_for_a_fixed_one(tmp_path):
     manifest, contents = bundle_parts()
-    fixed = (TensorSpec("images", "float32", (1, 3, SIZE, SIZE)),)
-    write_bundle(tmp_path / "b", dataclasses.replace(manifest, inputs=fixed), contents)
+    fixed = dataclasses.replace(
+        manifest,
+        max_batch=1,
+        inputs=(TensorSpec("images", "float32", (1, 3, SIZE, SIZE)),),
+        outputs=(TensorSpec("logits", "float32", (1, 3)),),
+    )
+    write_bundle(tmp_path / "b", fixed, contents)
     with pytest.raises(BadInputError, match=r"\(batch, 3, 8, 8\) where .*\(1, 3, 8, 8\)"):
         open_ort(open_bundle(tmp_path / "b"))
 

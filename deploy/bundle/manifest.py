@@ -2,6 +2,7 @@
 
 History of the format:
     1  The first: classification, variants by precision, golden data, a hash of each file.
+    2  A static batch of one image, or any up to `max_batch`.
 """
 
 import re
@@ -29,7 +30,7 @@ __all__ = [
     "manifest_to_bytes",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 DIGEST_NAME = "manifest.json.sha256"  # in the format of sha256sum, so that `sha256sum -c` reads it
 MAX_FILES = 4096
@@ -122,11 +123,17 @@ class Golden:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json; `variants` are keyed by precision, `files` sorted by path."""
+    """The whole of manifest.json; `variants` are keyed by precision, `files` sorted by path.
+
+    Attributes:
+        max_batch: 1 for a model of static shape that takes one image at a time; more, and the first
+            dimension of input and output is called "batch" and is 1 to this.
+    """
 
     format_version: int
     name: str
     task: Literal["classification"]
+    max_batch: int
     target: dict[str, Any]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -244,6 +251,14 @@ def _first_problem(manifest: Manifest) -> str | None:
         (_NAME.fullmatch(manifest.name), f"the name {manifest.name!r}, not of [A-Za-z0-9._-]"),
         (0 < classes == len(set(manifest.labels)), "no labels, or one twice"),
         (len(manifest.inputs) == len(manifest.outputs) == 1, "not one input and one output"),
+        (
+            all(
+                tensor.shape[:1] == ((1,) if manifest.max_batch == 1 else ("batch",))
+                for tensor in (*manifest.inputs, *manifest.outputs)
+            ),
+            f"a first dimension that does not fit max_batch {manifest.max_batch}",
+        ),
+        (manifest.max_batch >= 1, f"max_batch {manifest.max_batch}"),
         (
             all(tensor.shape[1:] == (3, *size) for tensor in manifest.inputs),
             "an input that is not (batch, 3, height, width) of the pre-processing",
