@@ -1,0 +1,112 @@
+"""Whether a variant may be shipped: its net loss of accuracy against a gate.
+
+    fp32  no answer differs, but where the reference itself hardly prefers one
+    fp16  a net loss of at most 0.1 points on 2,000 images or more; on fewer, none
+    int8  a net loss of at most 0.5 points, or 1 % of the reference's accuracy if that is more
+
+The gate is on the net loss that was measured. Whether so many images are enough to say so is
+another question: a variant is certified if the interval of its net loss ends within the gate.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from deploy.errors import BadInputError
+from deploy.measure.paired import PairedAccuracy, count_needed
+from export.targets import Precision
+
+__all__ = ["GateVerdict", "judge_accuracy", "parse_gates"]
+
+_FP16_LIMIT, _FP16_COUNT = 0.001, 2000
+_INT8_LIMIT, _INT8_SHARE = 0.005, 0.01
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """What a gate says of a variant.
+
+    Attributes:
+        limit: The largest net loss, as a share of the images, that passes.
+        is_overridden: Whether the limit was given by hand.
+        passed: Whether the measured net loss is within it.
+        certified: Whether the whole interval is.
+        text: All of it in a line.
+    """
+
+    limit: float
+    is_overridden: bool
+    passed: bool
+    certified: bool
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def judge_accuracy(
+    precision: Precision, paired: PairedAccuracy, *, override: float | None = None
+) -> GateVerdict:
+    """Judge a variant's answers by the gate of its precision, or by another limit."""
+    limit = _limit(precision, paired) if override is None else override
+    if precision == "fp32" and override is None:
+        differing = paired.flips - paired.ties
+        passed, rule = differing == 0, f"no answer may differ but ties: {differing} do"
+    else:
+        passed, rule = paired.net_loss <= limit, f"at most {100 * limit:.2f} points"
+    certified = passed and paired.interval[1] <= limit
+    if not passed:
+        word = "FAILED"
+    elif certified:
+        word = "certified"
+    elif limit > 0:
+        word = f"n too small to certify (at least {count_needed(limit):,} images)"
+    else:
+        word = "not certified: no number of images shows that a loss is zero"
+    low, high = (100 * end for end in paired.interval)
+    text = (
+        f"{precision}: top-1 {paired.top1:.2%} (reference {paired.reference_top1:.2%}) on "
+        f"{paired.count:,} images, {paired.lost} lost, {paired.gained} gained, {paired.ties} ties; "
+        f"net loss {100 * paired.net_loss:.2f} points [{low:.2f}, {high:.2f}]; {rule}; {word}"
+    )
+    return GateVerdict(limit, override is not None, passed, certified, text)
+
+
+def _limit(precision: Precision, paired: PairedAccuracy) -> float:
+    if precision == "int8":
+        return max(_INT8_LIMIT, _INT8_SHARE * paired.reference_top1)
+    if precision == "fp16" and paired.count >= _FP16_COUNT:
+        return _FP16_LIMIT
+    return 0.0
+
+
+def parse_gates(text: str) -> Mapping[Precision, float]:
+    """Read limits such as "int8=0.01,fp16=0.002", as shares of the images.
+
+    Raises:
+        BadInputError: A part is no such limit, or a precision is named twice.
+    """
+    gates: dict[Precision, float] = {}
+    known: tuple[Precision, ...] = get_args(Precision)
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        precision = next((each for each in known if each == name), None)
+        limit = _share(number)
+        if precision is None or precision in gates or limit is None:
+            raise BadInputError(
+                f"a gate is {'|'.join(known)}=SHARE, each once, with a share from 0 to 1",
+                found=f"'{part}'",
+                remedy="such as --gate int8=0.01 for a net loss of at most one point",
+            )
+        gates[precision] = limit
+    return gates
+
+
+def _share(text: str) -> float | None:
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 <= share <= 1 else None

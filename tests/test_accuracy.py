@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from deploy.errors import BadInputError
+from deploy.measure.paired import compare_answers
+from export.accuracy import judge_accuracy, parse_gates
+
+
+def paired(count, *, lost=0, gained=0, ties=0):
+    """Return the comparison of a reference that is right on 90 % of the images."""
+    reference = np.tile(np.array([5.0, 0.0, 4.9999], np.float32), (count, 1))
+    labels = np.zeros(count, int)
+    labels[: count // 10] = 1
+    variant = reference.copy()
+    variant[count - lost :] = [0, 5, 0]
+    variant[:gained] = [0, 5, 0]
+    variant[count // 2 : count // 2 + ties] = [4.9999, 0, 5]
+    return compare_answers(variant, reference, labels)
+
+
+@pytest.mark.parametrize(
+    ("precision", "measured", "limit", "passed"),
+    [
+        ("fp32", paired(1000), 0.0, True),
+        ("fp32", paired(1000, gained=1), 0.0, False),  # better, and still not the same model
+        ("fp32", paired(1000, ties=2), 0.0, True),
+        ("fp16", paired(2000, lost=2), 0.001, True),
+        ("fp16", paired(2000, lost=3), 0.001, False),
+        ("fp16", paired(1990, lost=1), 0.0, False),
+        ("fp16", paired(1990, lost=1, gained=1), 0.0, True),
+        ("int8", paired(1000, lost=9), 0.009, True),
+        ("int8", paired(1000, lost=10), 0.009, False),
+    ],
+)
+def test_each_precision_has_its_gate(precision, measured, limit, passed):
+    verdict = judge_accuracy(precision, measured)
+    assert (verdict.passed, verdict.is_overridden) == (passed, False)
+    assert verdict.limit == pytest.approx(limit)
+    assert ("FAILED" in verdict.text) == (not passed)
+
+
+def test_a_poor_reference_leaves_int8_half_a_point():
+    reference = np.tile(np.array([5.0, 0.0]), (1000, 1))
+    labels = np.ones(1000, int)
+    labels[:300] = 0
+    assert judge_accuracy("int8", compare_answers(reference, reference, labels)).limit == 0.005
+
+
+def test_few_images_do_not_certify_and_the_text_says_how_many_might():
+    few, many = (judge_accuracy("int8", paired(n)) for n in (100, 2000))
+    assert few.passed and not few.certified and "n too small to certify (at least 485" in few.text
+    assert many.passed and many.certified and "certified" in many.text
+    assert "no number of images" in judge_accuracy("fp16", paired(100)).text
+
+
+def test_a_limit_given_by_hand_replaces_the_gate_and_is_recorded():
+    verdict = judge_accuracy("int8", paired(1000, lost=9), override=0.001)
+    assert not verdict.passed and verdict.is_overridden and verdict.limit == 0.001
+    assert judge_accuracy("fp32", paired(1000, lost=1), override=0.01).passed
+
+
+def test_gates_are_read_from_text():
+    assert parse_gates("int8=0.01, fp16=0.002") == {"int8": 0.01, "fp16": 0.002}
+
+
+@pytest.mark.parametrize(
+    "text", ["int8", "int8=", "int8=2", "int8=-1", "int4=0.1", "int8=1,int8=0", "", "int8=nan"]
+)
+def test_what_is_no_gate_is_refused(text):
+    with pytest.raises(BadInputError, match=r"such as --gate int8=0\.01"):
+        parse_gates(text)
