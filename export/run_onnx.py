@@ -11,9 +11,11 @@ __all__ = ["open_session", "run_batches"]
 _BATCH = 64
 
 
-def open_session(model: bytes) -> Any:
+def open_session(model: bytes, *, optimise: bool = True) -> Any:
     """Load a model; one thread, so that a second run adds in the same order."""
     options = onnxruntime.SessionOptions()
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
