@@ -138,13 +138,14 @@ def _ship(checkpoint: Path, test: Any, out: Path, seed: int) -> dict[str, Any]:
     verify = parser.parse_args(["verify", str(bundle)])
     with redirect_stdout(sys.stderr):
         verified = verify.handler(verify) == 0
-    accuracy = math.nan if shipped.accuracy is None else shipped.accuracy.top1
+    variant = shipped.variants["fp32"]
+    verdict, paired = variant.conformance.verdict, variant.paired
     return {
-        "verified": verified and shipped.conformance.verdict in ("accepted", "not judged"),
-        "verdict": shipped.conformance.verdict,
-        "bundle_top1": accuracy,
-        "bundle_count": 0 if shipped.accuracy is None else shipped.accuracy.count,
-        "scaled_error": shipped.comparison.max_scaled_error,
+        "verified": verified and verdict in ("accepted", "not judged"),
+        "verdict": verdict,
+        "bundle_top1": math.nan if paired is None else paired.top1,
+        "bundle_count": 0 if paired is None else paired.count,
+        "scaled_error": variant.comparison.max_scaled_error,
     }
 
 

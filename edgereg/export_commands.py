@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from deploy.commands import positive_int
 from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_json, add_output, print_json, say
@@ -10,7 +10,9 @@ from edgereg.errors import EdgeregError, nearest
 
 if TYPE_CHECKING:
     from deploy.inspection import Inspection
+    from edgereg.data.images import Images
     from export.report import SimplifyReport
+    from export.targets import Precision
 
 __all__ = ["add_export_commands"]
 
@@ -28,6 +30,41 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         "--data", required=True, help="images that were not trained on: " + DATA_HELP
     )
     export.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="what to write")
+    export.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="LIST",
+        help="variants to make, such as fp32,fp16,int8 (default: fp32)",
+    )
+    export.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="images that int8 and fp16 take their ranges from, none of them in --data: "
+        + DATA_HELP,
+    )
+    export.add_argument(
+        "--index",
+        type=Path,
+        help="of the images of --calib, skip what `edgereg data check --out` found",
+    )
+    export.add_argument(
+        "--gate",
+        metavar="PRECISION=SHARE",
+        help="the largest net loss of accuracy to ship, as a share of the images, in place of the "
+        "usual ones: int8=0.01,fp16=0.002",
+    )
+    export.add_argument(
+        "--max-batch",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="let the batch be anything from 1 to N (default: a static shape of 1)",
+    )
+    export.add_argument(
+        "--allow-slower",
+        action="store_true",
+        help="ship a variant that is slower than fp32 where this machine is the target",
+    )
     add_output(export)
     export.set_defaults(handler=_export)
 
@@ -59,36 +96,74 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
 def _export(args: argparse.Namespace) -> int:
     from edgereg.data.images import open_images
     from edgereg.ship import ship
+    from export.accuracy import parse_gates
 
     result = ship(
         args.checkpoint,
         open_images(args.data),
         args.out,
         target=args.target,
+        precisions=_precisions(args.precision),
+        calibration=_calibration(args),
+        gates={} if args.gate is None else parse_gates(args.gate),
+        allow_slower=args.allow_slower,
+        max_batch=args.max_batch,
         force=args.force,
         on_stage=say,
     )
-    judged, comparison, accuracy = result.conformance, result.comparison, result.accuracy
     if args.json:
-        print_json(
-            {
-                "bundle": str(result.path),
-                "conformance": {"judge": judged.judge, "verdict": judged.verdict},
-                "max_scaled_error": comparison.max_scaled_error,
-                "top1": None if accuracy is None else accuracy.top1,
-                "simplify": result.report.to_json(),
-            }
-        )
+        print_json({**result.to_json(), "bundle": str(result.path)})
         return 0
     print(_simplify_text(result.report))
-    print(f"{args.target}: {judged.verdict} ({judged.judge}: {judged.detail})")
-    print(
-        f"fp32: scaled error {comparison.max_scaled_error:.1e} on {comparison.count} golden images"
-    )
-    if accuracy is not None:
-        print(f"fp32: top-1 {accuracy.top1:.1%} on {accuracy.count} held-out images")
+    for precision, variant in result.variants.items():
+        judged, comparison = variant.conformance, variant.comparison
+        print(f"{precision}: {judged.verdict} for {args.target} ({judged.judge}: {judged.detail})")
+        print(
+            f"{precision}: scaled error {comparison.max_scaled_error:.1e} on {comparison.count} "
+            f"golden images, {variant.size:,} bytes"
+        )
+        if variant.verdict is not None:
+            print(variant.verdict.text)
+        if variant.speed is not None:
+            print(f"{precision}: {variant.speed.to_text()}")
     print(f"wrote {result.path}")
     return 0
+
+
+def _calibration(args: argparse.Namespace) -> "Images | None":
+    from edgereg.data.images import open_images
+    from edgereg.data.index import apply_index
+
+    if args.calib is None:
+        if args.index is not None:
+            raise EdgeregError(
+                "an index belongs to the images of --calib",
+                found="--index without --calib",
+                remedy="name the calibration images, or leave it out",
+            )
+        return None
+    images = open_images(args.calib)
+    if args.index is None:
+        return images
+    kept, skipped = apply_index(images, args.index)
+    say(f"skipping {skipped} calibration images that {args.index} sets aside")
+    return kept
+
+
+def _precisions(text: str) -> "tuple[Precision, ...]":
+    """Read a list of precisions; which of them a target takes, its row says."""
+    from export.targets import Precision
+
+    known: tuple[Precision, ...] = get_args(Precision)
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise EdgeregError(
+            f"a precision is one of {', '.join(known)}, with commas between several",
+            found=f"'{unknown[0]}'",
+            remedy=nearest(unknown[0], known),
+        )
+    return tuple(precision for name in names for precision in known if precision == name)
 
 
 def _inspect(args: argparse.Namespace) -> int:

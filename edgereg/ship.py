@@ -1,9 +1,9 @@
 """From a checkpoint and held-out images to a bundle: the door between training and export."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,15 @@ from edgereg import __version__
 from edgereg.checkpoint import load_classifier
 from edgereg.data.images import Images, check_classes, digest, evenly, labels_of
 from edgereg.errors import DataError
+from export.calibrate import assert_disjoint, calibration_provenance
 from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
 from export.request import MIN_GOLDEN, ExportRequest
-from export.targets import find_target
+from export.targets import Precision, find_target
 
-__all__ = ["MAX_HOLDOUT", "ship"]
+__all__ = ["MAX_CALIBRATION", "MAX_HOLDOUT", "ship"]
 
-MAX_HOLDOUT = (
-    2000  # images on which the exported file's accuracy is measured; held in memory at once
-)
+MAX_HOLDOUT = 10_000  # images on which the accuracy is measured
+MAX_CALIBRATION = 256  # images that give the ranges of fp16 and int8
 
 
 def ship(
@@ -30,6 +30,11 @@ def ship(
     out: Path,
     *,
     target: str,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibration: Images | None = None,
+    gates: Mapping[Precision, float] | None = None,
+    allow_slower: bool = False,
+    max_batch: int = 1,
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ExportResult:
@@ -43,6 +48,11 @@ def ship(
         images: Labelled, with the checkpoint's classes, and not trained on.
         out: The bundle to write.
         target: A key of `export.targets.TARGETS`.
+        precisions: Of the bundle's variants.
+        calibration: Images like those trained on, none of them in `images`; labels do not matter.
+        gates: Limits of the net loss of accuracy, as shares, in place of the usual ones.
+        allow_slower: Whether a variant may be slower than fp32 where this host is the target.
+        max_batch: 1 for a model of static shape; more, and any batch up to it runs.
         force: Whether an earlier bundle may be replaced.
         on_stage: Told what comes next.
 
@@ -67,6 +77,7 @@ def ship(
             found=f"'{images.name}' is the training data",
             remedy="name a held-out data set with --data",
         )
+    chosen = () if calibration is None else _calibration(calibration, images)
     golden = evenly(labels, max(MIN_GOLDEN, len(checkpoint.class_names)))
     held_out = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_HOLDOUT])
     request = ExportRequest(
@@ -80,6 +91,11 @@ def ship(
             _Decoded(images, held_out),
             [int(label) for label in labels[held_out]],
         ),
+        precisions=tuple(precisions),
+        calibration=chosen,
+        gates=gates or {},
+        allow_slower=allow_slower,
+        max_batch=max_batch,
         provenance={
             "edgereg": __version__,
             "recipe": checkpoint.recipe.to_json(),
@@ -90,9 +106,30 @@ def ship(
                 "measured_on": len(held_out),
                 "sha256": data_sha256,
             },
+            **_calibration_provenance(calibration, chosen),
         },
     )
     return export_bundle(model, out, request=request, force=force, on_stage=on_stage)
+
+
+def _calibration(calibration: Images, held_out: Images) -> Sequence[bytes]:
+    """Draw calibration images, and insist that not one of the whole set is held out."""
+    hashes = (
+        calibration_provenance(images.encoded(index) for index in range(len(images))).sha256
+        for images in (calibration, held_out)
+    )
+    assert_disjoint(*hashes)
+    drawn = np.random.default_rng(0).permutation(len(calibration))[:MAX_CALIBRATION]
+    return [calibration.encoded(int(index)) for index in drawn]
+
+
+def _calibration_provenance(
+    calibration: Images | None, chosen: Sequence[bytes]
+) -> dict[str, dict[str, Any]]:
+    if calibration is None:
+        return {}
+    drawn = calibration_provenance(chosen).to_json()
+    return {"calibration_data": {"name": calibration.name, "of": len(calibration), **drawn}}
 
 
 class _Decoded(Sequence[NDArray[np.uint8]]):

@@ -5,7 +5,8 @@
     int8  a net loss of at most 0.5 points, or 1 % of the reference's accuracy if that is more
 
 The gate is on the net loss that was measured. Whether so many images are enough to say so is
-another question: a variant is certified if the interval of its net loss ends within the gate.
+another question: a variant is certified if the interval of its net loss ends within the gate, or
+within 0.1 points where the gate is narrower: no number of images shows that nothing is lost.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class GateVerdict:
         limit: The largest net loss, as a share of the images, that passes.
         is_overridden: Whether the limit was given by hand.
         passed: Whether the measured net loss is within it.
-        certified: Whether the whole interval is.
+        certified: Whether the whole interval is, or within 0.1 points.
         text: All of it in a line.
     """
 
@@ -51,20 +52,22 @@ def judge_accuracy(
 ) -> GateVerdict:
     """Judge a variant's answers by the gate of its precision, or by another limit."""
     limit = _limit(precision, paired) if override is None else override
+    passed, rule = paired.net_loss <= limit, f"at most {100 * limit:.2f} points"
     if precision == "fp32" and override is None:
         differing = paired.flips - paired.ties
         passed, rule = differing == 0, f"no answer may differ but ties: {differing} do"
-    else:
-        passed, rule = paired.net_loss <= limit, f"at most {100 * limit:.2f} points"
-    certified = passed and paired.interval[1] <= limit
+    # Fewer images than it takes to see 0.1 points must show no loss; to certify is to see them.
+    goal = max(limit, _FP16_LIMIT)
+    certified = passed and paired.interval[1] <= goal
     if not passed:
         word = "FAILED"
     elif certified:
-        word = "certified"
-    elif limit > 0:
-        word = f"n too small to certify (at least {count_needed(limit):,} images)"
+        word = f"certified within {100 * goal:.2f} points"
     else:
-        word = "not certified: no number of images shows that a loss is zero"
+        word = (
+            f"n too small to certify {100 * goal:.2f} points (at least {count_needed(goal):,} "
+            "images)"
+        )
     low, high = (100 * end for end in paired.interval)
     text = (
         f"{precision}: top-1 {paired.top1:.2%} (reference {paired.reference_top1:.2%}) on "

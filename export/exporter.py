@@ -1,12 +1,13 @@
 """From a trained model to a bundle, or to an error: nothing is written before all checks passed.
 
-The reference of everything is the model that was handed in, in float64: not the simplified one, and
-not the ONNX file.
+The reference of everything is the model that was handed in: in float64 for the golden images, in
+float32, as it was trained, for the accuracy. It is not the simplified model, and not the fp32 file.
 """
 
 import io
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,49 +25,39 @@ from deploy.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Accuracy,
-    Conformance,
     Golden,
     Manifest,
     TensorSpec,
-    Tolerance,
     Variant,
 )
 from deploy.bundle.write import write_bundle
-from deploy.errors import BadInputError, CheckFailedError
-from deploy.measure.compare import Comparison, compare
+from deploy.errors import BadInputError
 from deploy.publish import check_free
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
-from export.conformance import judge
-from export.float64 import evaluate
-from export.gates import assert_exportable
+from export.judging import Judging, VariantResult
 from export.model_card import model_card
 from export.report import SimplifyReport
 from export.request import ExportRequest, check_request
-from export.run_onnx import run_batches
 from export.simplify import simplify
 from export.sites import assert_simplified
-from export.targets import Target, find_target
+from export.targets import Precision, Target, find_target
 from export.to_onnx import to_onnx
-from export.trace import floating_dtype, frozen_copy
+from export.trace import floating_dtype
+from export.variants import TOLERANCES, make_variant
 
 __all__ = ["BUNDLE_MEMBERS", "ExportRequest", "ExportResult", "export_bundle"]
 
-FP32_TOLERANCE = Tolerance(
-    max_scaled_error=1e-4,
-    min_top1_agreement=1.0,
-    reason="float32 rounding against float64 is 1e-6; 1e-4 leaves room for another order of sums",
-)
-_BATCH = 16  # of the float64 reference, and of the images whose accuracy is measured
 BUNDLE_MEMBERS = (
     MANIFEST_NAME,
     DIGEST_NAME,
     "golden",
     "labels.txt",
     "licenses.txt",
-    "model.fp32.onnx",
+    *(f"model.{precision}.onnx" for precision in TOLERANCES),
     "readme.md",
     "simplify.json",
+    "variants.json",
 )
 
 
@@ -77,9 +68,16 @@ class ExportResult:
     path: Path
     manifest: Manifest
     report: SimplifyReport
-    comparison: Comparison
-    conformance: Conformance
-    accuracy: Accuracy | None
+    variants: dict[Precision, VariantResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "bundle": self.path.name,
+            "target": self.manifest.target,
+            "variants": {name: result.to_json() for name, result in self.variants.items()},
+            "simplify": self.report.to_json(),
+        }
 
 
 def export_bundle(
@@ -98,7 +96,7 @@ def export_bundle(
         destination: The directory to appear.
         request: What else goes into the bundle.
         force: Whether an earlier bundle may be replaced.
-        on_stage: Is told, in a phrase, what comes next, what was simplified, and the verdict.
+        on_stage: Is told, in a phrase, what comes next, what was simplified, and each verdict.
 
     Raises:
         BadInputError: The destination is taken, or the model or the request cannot be used as it
@@ -114,10 +112,7 @@ def export_bundle(
     names = tuple(
         f"golden/{i:04d}.{_extension(data)}" for i, data in enumerate(request.golden_images)
     )
-    decoded = [
-        decode(data, name=name) for data, name in zip(request.golden_images, names, strict=True)
-    ]
-    inputs = preprocess(decoded, request.preprocessing)
+    inputs = _preprocess(request, request.golden_images, names)
 
     on_stage("simplifying, and proving it in float64")
     example = (torch.from_numpy(inputs[:2]),)
@@ -127,54 +122,64 @@ def export_bundle(
     on_stage(_summary(simplified.report))
 
     on_stage(f"writing ONNX, opset {target.opset}")
-    onnx_file = to_onnx(simplified.model, example, target=target, max_batch=request.max_batch)
-    assert_exportable(onnx_file, target, max_batch=request.max_batch)
-
-    on_stage(f"judging it for {target.name}")
-    conformance = judge(onnx_file, target, max_batch=request.max_batch)
-    on_stage(f"{target.name}: {conformance.verdict} ({conformance.judge}: {conformance.detail})")
-
-    on_stage("comparing it with the model, on the golden images")
-    reference = _reference_logits(model, inputs)
-    comparison = compare(run_batches(onnx_file, inputs), reference, FP32_TOLERANCE)
-    if not comparison.passed:
-        raise CheckFailedError(
-            "an exported file answers as the model does, within its tolerance",
-            found=f"{'; '.join(comparison.reasons)}, on {comparison.count} golden images",
-            remedy="look for activations so large that float32 loses their differences",
+    fp32 = to_onnx(simplified.model, example, target=target, max_batch=request.max_batch)
+    judging = Judging(model, inputs, request, target, on_stage)
+    files: dict[Precision, bytes] = {}
+    results: dict[Precision, VariantResult] = {}
+    for precision in dict.fromkeys(("fp32", *request.precisions)):
+        begun = time.perf_counter()
+        made = make_variant(
+            precision,
+            fp32,
+            target=target,
+            golden=inputs,
+            calibration=request.calibration,
+            preprocess=lambda encoded: _preprocess(request, encoded),
+            is_good=judging.is_good_int8,
+            on_stage=on_stage,
         )
-    if request.holdout is not None:
-        on_stage(f"measuring the accuracy on {len(request.holdout[0])} held-out images")
-    accuracy = _accuracy(onnx_file, request)
+        files[precision] = made.file
+        results[precision] = judging.judge(precision, made, fp32=fp32, begun=begun)
+    files = {precision: files[precision] for precision in request.precisions}
+    results = {precision: results[precision] for precision in request.precisions}
 
-    manifest = _manifest(request, target, names, conformance, accuracy)
+    manifest = _manifest(request, target, names, results)
     contents = {
-        "model.fp32.onnx": onnx_file,
+        **{f"model.{precision}.onnx": file for precision, file in files.items()},
         **dict(zip(names, request.golden_images, strict=True)),
         "golden/preprocessed.npy": _npy(inputs),
-        "golden/logits.npy": _npy(reference),
-        "simplify.json": (json.dumps(simplified.report.to_json(), indent=1) + "\n").encode(),
+        "golden/logits.npy": _npy(judging.golden_logits),
+        "simplify.json": _json(simplified.report.to_json()),
+        "variants.json": _json({p: result.details for p, result in results.items()}),
         "labels.txt": "".join(f"{label}\n" for label in request.labels).encode(),
-        "readme.md": model_card(manifest, simplified.report, comparison).encode(),
+        "readme.md": model_card(
+            manifest, simplified.report, {p: r.comparison for p, r in results.items()}
+        ).encode(),
         "licenses.txt": request.licenses.encode(),
     }
     if request.golden_labels is not None:
         contents["golden/labels.npy"] = _npy(np.asarray(request.golden_labels, np.int64))
     on_stage(f"writing {destination}")
     written = write_bundle(destination, manifest, contents, force=force)
-    return ExportResult(destination, written, simplified.report, comparison, conformance, accuracy)
+    return ExportResult(destination, written, simplified.report, results)
+
+
+def _preprocess(
+    request: ExportRequest, encoded: Sequence[bytes], names: Sequence[str] | None = None
+) -> NDArray[np.float32]:
+    names = names or [f"calibration image {i}" for i in range(len(encoded))]
+    decoded = [decode(data, name=name) for data, name in zip(encoded, names, strict=True)]
+    return preprocess(decoded, request.preprocessing)
 
 
 def _manifest(
     request: ExportRequest,
     target: Target,
     golden_names: tuple[str, ...],
-    conformance: Conformance,
-    accuracy: Accuracy | None,
+    results: dict[Precision, VariantResult],
 ) -> Manifest:
     height, width = request.preprocessing.height, request.preprocessing.width
     batch = 1 if request.max_batch == 1 else "batch"
-    fp32 = Variant("model.fp32.onnx", "fp32", FP32_TOLERANCE, conformance, accuracy)
     return Manifest(
         format_version=FORMAT_VERSION,
         name=request.name,
@@ -185,7 +190,7 @@ def _manifest(
         outputs=(TensorSpec("logits", "float32", (batch, len(request.labels))),),
         preprocessing=request.preprocessing,
         labels=request.labels,
-        variants={"fp32": fp32},
+        variants={precision: _variant(precision, result) for precision, result in results.items()},
         golden=Golden(
             count=len(golden_names),
             images=golden_names,
@@ -196,6 +201,24 @@ def _manifest(
         provenance={**request.provenance, "exporter": _versions()},
         files=(),
     )
+
+
+def _variant(precision: Precision, result: VariantResult) -> Variant:
+    paired, verdict, accuracy = result.paired, result.verdict, None
+    if paired is not None and verdict is not None:
+        accuracy = Accuracy(
+            top1=paired.top1,
+            reference_top1=paired.reference_top1,
+            count=paired.count,
+            lost=paired.lost,
+            gained=paired.gained,
+            interval=paired.interval,
+            gate=verdict.limit,
+            is_overridden=verdict.is_overridden,
+            is_certified=verdict.certified,
+        )
+    file = f"model.{precision}.onnx"
+    return Variant(file, precision, TOLERANCES[precision], result.conformance, accuracy)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -236,32 +259,13 @@ def _summary(report: SimplifyReport) -> str:
     return summary + "".join(live)
 
 
-def _reference_logits(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what the model itself answers in float64, rounded once."""
-    reference = frozen_copy(model).double()
-    batches = (
-        torch.from_numpy(inputs[i : i + _BATCH]).double() for i in range(0, len(inputs), _BATCH)
-    )
-    logits = torch.cat([evaluate(reference, (batch,))[0] for batch in batches])
-    return logits.float().numpy()
-
-
-def _accuracy(onnx_file: bytes, request: ExportRequest) -> Accuracy | None:
-    if request.holdout is None:
-        return None
-    images, labels = request.holdout
-    right = 0
-    for start in range(0, len(labels), _BATCH):  # photographs of a usual size fill the memory
-        these = range(start, min(start + _BATCH, len(labels)))
-        inputs = preprocess([images[index] for index in these], request.preprocessing)
-        answers = run_batches(onnx_file, inputs).argmax(axis=1)
-        right += int(np.sum(answers == np.asarray(labels[start : start + _BATCH])))
-    return Accuracy(right / len(labels), len(labels))
-
-
 def _versions() -> dict[str, str]:
     modules = (torch, onnx, onnxscript, onnxruntime, np)
     return {module.__name__: module.__version__ for module in modules}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from export.graph import operator_name
 from export.sites import DROPOUT_OPERATORS
 
-__all__ = ["attention_at_rest", "evaluate", "mathematics"]
+__all__ = ["at_rest", "attention_at_rest", "evaluate", "mathematics"]
 
 _ROUNDED = {torch.float32, torch.float16, torch.bfloat16}
 _DROPOUTS = {
@@ -84,22 +84,32 @@ class _Recorder(Interpreter):
         return value
 
 
-class _Float64(TorchFunctionMode):
-    """Turns every lower precision, of a tensor or asked for by name, into float64; dropout off."""
+class _AtRest(TorchFunctionMode):
+    """Switches off what is random, dropout that is live in evaluation mode too."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = tree_map(_widen, (args, kwargs or {}))
+        kwargs = kwargs or {}
         if function in _DROPOUTS or operator_name(function) in DROPOUT_OPERATORS:
             return args[0] if args else kwargs["input"]
         if function in _ATTENTIONS:
             args, kwargs = attention_at_rest(args, kwargs)
         if function in _BERNOULLIS or operator_name(function) in _BERNOULLI_OPERATORS:
             return _mean(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+
+class _Float64(_AtRest):
+    """Turns every lower precision, of a tensor or asked for by name, into float64, too."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map(_widen, (args, kwargs or {}))
         if function is Tensor.float or function is Tensor.half or function is Tensor.bfloat16:
             return args[0].double()
-        return function(*args, **kwargs)
+        return super().__torch_function__(function, types, args, kwargs)
 
 
 def _mean(function: Any, draw: Tensor, p: Any = None, **_: Any) -> Tensor:
@@ -117,6 +127,13 @@ def _widen(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double() if value.dtype in _ROUNDED else value
     return torch.float64 if isinstance(value, torch.dtype) and value in _ROUNDED else value
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """Compute in the precision that is given, with nothing at random."""
+    with torch.no_grad(), _AtRest():
+        yield
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The readme.md of a bundle: what is in it and how good it is, by the figures of this export."""
 
 import json
+from collections.abc import Mapping
 
-from deploy.bundle.manifest import Manifest
+from deploy.bundle.manifest import Manifest, Variant
 from deploy.measure.compare import Comparison
 from export.report import SimplifyReport, order_above
+from export.targets import Precision
 
 __all__ = ["LICENSES", "model_card"]
 
@@ -15,37 +17,31 @@ images are under that of their data set. See the provenance in manifest.json.
 """
 
 
-def model_card(manifest: Manifest, report: SimplifyReport, comparison: Comparison) -> str:
+def model_card(
+    manifest: Manifest, report: SimplifyReport, comparisons: Mapping[Precision, Comparison]
+) -> str:
     """Return the model card as Markdown."""
-    variant = manifest.variants["fp32"]
     spec, target = manifest.preprocessing, manifest.target
     folded = report.before.batchnorms - report.after.batchnorms
     stripped = report.before.dropouts - report.after.dropouts
-    accuracy, judged = "not measured: no held-out images were given", variant.conformance
-    if variant.accuracy is not None:
-        top1, count = variant.accuracy.top1, variant.accuracy.count
-        accuracy = f"{top1:.2%} top-1 on {count} held-out images, by ONNX Runtime"
+    batch = manifest.inputs[0].shape[0]
     rows = {
         "Task": f"{manifest.task}, {len(manifest.labels)} classes, listed in labels.txt",
         "Target": f"{target['name']} ({target['runtime']})",
-        "Input": f"`images` float32 (batch, 3, {spec.height}, {spec.width}), RGB",
+        "Input": f"`images` float32 ({batch}, 3, {spec.height}, {spec.width}), RGB",
         "Pre-processing": (
             f"{spec.resize}, crop {spec.crop_fraction:g}, x / 255, "
             f"mean {list(spec.mean)}, std {list(spec.std)}"
         ),
-        "Output": f"`logits` float32 (batch, {len(manifest.labels)})",
-        "Accuracy, fp32": accuracy,
-        "Conformance": f"{judged.verdict} ({judged.judge}): {judged.detail}",
-        "Against the model in float64": (
-            f"error at most {order_above(comparison.max_scaled_error):g} of the logits' range and "
-            f"{comparison.top1_agreement:.0%} the same top-1, on {comparison.count} golden images"
-        ),
+        "Output": f"`logits` float32 ({batch}, {len(manifest.labels)})",
         "Simplified": (
             f"{folded} BatchNorms folded, {stripped} dropouts stripped, "
             f"{report.before.nodes} nodes to {report.after.nodes}; "
             f"in float64 the outputs moved by at most {order_above(report.model_error):g}"
         ),
     }
+    for precision, comparison in comparisons.items():
+        rows |= _variant_rows(manifest.variants[precision], comparison)
     table = "\n".join(f"| {key} | {value.replace('|', '/')} |" for key, value in rows.items())
     provenance = json.dumps(manifest.provenance, indent=1, sort_keys=True)
     return f"""\
@@ -65,3 +61,27 @@ Nothing here was measured on the target itself.
 {provenance}
 ```
 """
+
+
+def _variant_rows(variant: Variant, comparison: Comparison) -> dict[str, str]:
+    accuracy, judged, name = variant.accuracy, variant.conformance, variant.precision
+    measured = "not measured: no held-out images were given"
+    if accuracy is not None:
+        low, high = (100 * end for end in accuracy.interval)
+        measured = (
+            f"{accuracy.top1:.2%} top-1 on {accuracy.count} held-out images (the model in PyTorch "
+            f"{accuracy.reference_top1:.2%}); net loss "
+            f"{100 * (accuracy.lost - accuracy.gained) / accuracy.count:.2f} points "
+            f"[{low:.2f}, {high:.2f}], gate {100 * accuracy.gate:.2f}"
+            f"{' (set by hand)' if accuracy.is_overridden else ''}: "
+            f"{'certified' if accuracy.is_certified else 'n too small to certify'}"
+        )
+    return {
+        f"{name}, accuracy": measured,
+        f"{name}, conformance": f"{judged.verdict} ({judged.judge}): {judged.detail}",
+        f"{name}, against the model in float64": (
+            f"error at most {order_above(comparison.max_scaled_error):g} of the logits' range and "
+            f"{comparison.top1_agreement:.0%} the same top-1, on {comparison.count} golden images"
+            + ("; emulated" if name == "fp16" else "")
+        ),
+    }

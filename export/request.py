@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from deploy.errors import BadInputError
 from deploy.runtime.preprocess import Preprocessing
+from export.calibrate import assert_disjoint, calibration_provenance
 from export.model_card import LICENSES
+from export.targets import Precision, find_target
 
 __all__ = ["MIN_GOLDEN", "ExportRequest", "check_request"]
 
 # Latencies of so many images have a 90th percentile (device-side statistics want 64).
 MIN_GOLDEN = 64
 MAX_BATCH = 256
+MIN_CALIBRATION = 32
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class ExportRequest:
         golden_labels: Their classes; every class must occur.
         holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes. They
             are taken a few at a time, so the sequence may decode when it is asked.
+        precisions: What the bundle is to hold; fp32 is made in any case: the others come from it.
+        calibration: Encoded images like those trained on, none of them golden or held out; int8
+            needs them, and fp16 finds its ranges on them if they are given.
+        gates: Limits of the net loss of accuracy, as shares, in place of the usual ones.
+        allow_slower: Whether a variant may be slower than fp32 where this host is the target.
         max_batch: 1 for a model of static shape, one image; more, and any batch up to it runs.
         provenance: JSON values: recipe, data set hash, versions, commit. No time, host or path.
         licenses: What the licenses.txt of the bundle says.
@@ -44,6 +52,10 @@ class ExportRequest:
     golden_images: Sequence[bytes]
     golden_labels: Sequence[int] | None = None
     holdout: tuple[Sequence[NDArray[np.uint8]], Sequence[int]] | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    calibration: Sequence[bytes] = ()
+    gates: Mapping[Precision, float] = field(default_factory=dict)
+    allow_slower: bool = False
     max_batch: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
     licenses: str = LICENSES
@@ -87,6 +99,34 @@ def check_request(request: ExportRequest) -> None:
     if request.holdout is not None:
         images, labels = request.holdout
         _check_classes("held-out", labels, count=len(images), classes=classes)
+    _check_precisions(request)
+
+
+def _check_precisions(request: ExportRequest) -> None:
+    target, asked = find_target(request.target), request.precisions
+    refused = [each for each in asked if each not in target.precisions]
+    if refused or not asked or len(set(asked)) < len(asked):
+        raise BadInputError(
+            f"{target.name} takes {', '.join(target.precisions)}, each once",
+            found=", ".join(asked) or "none",
+            remedy="leave out the others",
+        )
+    lower = [each for each in asked if each != "fp32"]
+    if lower and request.holdout is None:
+        raise BadInputError(
+            "a lower precision is judged by its accuracy on labelled held-out images",
+            found=f"{', '.join(lower)} and no such images",
+            remedy="give some, or export fp32 only",
+        )
+    if "int8" in asked and len(request.calibration) < MIN_CALIBRATION:
+        raise BadInputError(
+            f"int8 takes its ranges from at least {MIN_CALIBRATION} calibration images",
+            found=f"{len(request.calibration)}",
+            remedy="give images of the training set with --calib",
+        )
+    if request.calibration:
+        golden = calibration_provenance(request.golden_images).sha256
+        assert_disjoint(calibration_provenance(request.calibration).sha256, golden)
 
 
 def _check_classes(which: str, labels: Sequence[int], *, count: int, classes: int) -> None:

@@ -48,9 +48,10 @@ def test_a_poor_reference_leaves_int8_half_a_point():
 
 def test_few_images_do_not_certify_and_the_text_says_how_many_might():
     few, many = (judge_accuracy("int8", paired(n)) for n in (100, 2000))
-    assert few.passed and not few.certified and "n too small to certify (at least 485" in few.text
+    assert few.passed and not few.certified and "certify 0.90 points (at least 485" in few.text
     assert many.passed and many.certified and "certified" in many.text
-    assert "no number of images" in judge_accuracy("fp16", paired(100)).text
+    assert "0.10 points (at least 4,380 images)" in judge_accuracy("fp16", paired(100)).text
+    assert judge_accuracy("fp32", paired(4400)).certified
 
 
 def test_a_limit_given_by_hand_replaces_the_gate_and_is_recorded():

@@ -13,7 +13,7 @@ from deploy.bundle.read import open_bundle
 from deploy.errors import BadInputError, CheckFailedError
 from deploy.measure.verify import verify
 from deploy.runtime.decode import encode_png
-from deploy.runtime.preprocess import Preprocessing
+from deploy.runtime.preprocess import Preprocessing, preprocess
 from deploy.runtime.runner import open_runner
 from export.exporter import ExportRequest, export_bundle
 
@@ -72,7 +72,7 @@ def test_the_reference_is_the_model_itself_in_float64_on_deploys_preprocessing(e
         expected = randomized(small_cnn()).double()(inputs.double()).float().numpy()
     np.testing.assert_array_equal(bundle.array("golden/logits.npy"), expected)
     assert bundle.array("golden/labels.npy").tolist() == [i % 4 for i in range(64)]
-    assert exported[0].comparison.max_scaled_error < 1e-6
+    assert exported[0].variants["fp32"].comparison.max_scaled_error < 1e-6
 
 
 def test_the_bundle_tells_what_was_done_and_measured(exported):
@@ -85,7 +85,7 @@ def test_the_bundle_tells_what_was_done_and_measured(exported):
     }
     assert report["float64_relative_error_below"]["model"] <= 1e-13
     card = bundle.read("readme.md").decode()
-    top1 = f"{result.accuracy.top1:.2%}"
+    top1 = f"{result.variants['fp32'].paired.top1:.2%}"
     for fact in (
         "2 BatchNorms folded, 2 dropouts stripped",
         top1,
@@ -116,11 +116,14 @@ def test_two_exports_of_the_same_model_are_the_same_bytes_and_name_no_machine(
 
 def test_the_holdout_accuracy_is_the_files_own(exported, request_):
     model, (pictures, labels) = randomized(small_cnn()), request_.holdout
-    inputs = torch.from_numpy(export.exporter.preprocess(pictures, request_.preprocessing))
+    inputs = torch.from_numpy(preprocess(pictures, request_.preprocessing))
     with torch.no_grad():
         expected = (model(inputs).argmax(1) == torch.tensor(labels)).float().mean().item()
-    assert exported[0].accuracy.count == 10
-    assert exported[0].accuracy.top1 == pytest.approx(expected)
+    paired = exported[0].variants["fp32"].paired
+    assert (paired.count, paired.flips) == (10, 0)
+    assert paired.top1 == paired.reference_top1 == pytest.approx(expected)
+    accuracy = exported[0].manifest.variants["fp32"].accuracy
+    assert (accuracy.top1, accuracy.count, accuracy.is_certified) == (paired.top1, 10, False)
 
 
 def refused(tmp_path, request, model, error, match):
@@ -156,7 +159,7 @@ def test_unlabelled_golden_images_are_enough(request_, tmp_path):
     request = dataclasses.replace(request_, golden_labels=None, holdout=None)
     result = export_bundle(randomized(AttentionBlock()), tmp_path / "x.bundle", request=request)
     assert result.manifest.golden.labels is None
-    assert result.accuracy is None
+    assert result.variants["fp32"].paired is None
     assert "not measured" in open_bundle(result.path).read("readme.md").decode()
 
 

@@ -41,6 +41,9 @@ def test_a_document_that_is_no_manifest_is_refused(document):
         manifest_from_bytes(document.encode(), bundle="b")
 
 
+ACCURACY = Accuracy(0.5, 0.5, 10, 1, 1, (-0.3, 0.3), 0.01, False, False)
+
+
 def with_variant(**changes):
     return {"variants": {"fp32": dataclasses.replace(VARIANT, **changes)}}
 
@@ -60,8 +63,9 @@ def with_variant(**changes):
         ({"variants": {"fp16": VARIANT}}, "the key of another precision"),
         (with_variant(tolerance=Tolerance(-1.0, 1.0, "x")), "a tolerance outside"),
         (with_variant(tolerance=Tolerance(0.1, 1.0, "")), "without a reason"),
-        (with_variant(accuracy=Accuracy(1.1, 10)), "an accuracy outside"),
-        (with_variant(accuracy=Accuracy(0.5, 0)), "of no images"),
+        (with_variant(accuracy=dataclasses.replace(ACCURACY, top1=1.1)), "an accuracy outside"),
+        (with_variant(accuracy=dataclasses.replace(ACCURACY, count=0)), "of no images"),
+        (with_variant(accuracy=dataclasses.replace(ACCURACY, lost=11)), "more answers than"),
         (with_variant(file="../../etc/passwd"), "the file name '../../etc/passwd'"),
         ({"golden": dataclasses.replace(MANIFEST.golden, count=5)}, "5 for 6 golden images"),
         ({"files": (FileEntry("a", 1, "0" * 64),)}, "files that are not listed"),

@@ -2,7 +2,8 @@
 
 History of the format:
     1  The first: classification, variants by precision, golden data, a hash of each file.
-    2  A static batch of one image, or any up to `max_batch`.
+    2  A static batch of one image, or any up to `max_batch`; the accuracy of each variant beside
+       the reference's, and the gate that it passed.
 """
 
 import re
@@ -85,10 +86,29 @@ class Conformance:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy in [0, 1] on `count` held-out images, measured at export by ONNX Runtime."""
+    """Top-1 accuracy on held-out images, measured at export; shares in [0, 1].
+
+    Attributes:
+        top1: The variant's accuracy.
+        reference_top1: That of the PyTorch model on the same images.
+        count: How many images.
+        lost: Those that the reference got right and the variant did not.
+        gained: The reverse.
+        interval: 95 % interval of the net loss, (lost - gained) / count.
+        gate: The largest net loss that was allowed.
+        is_overridden: Whether the gate was set by hand.
+        is_certified: Whether the whole interval is within the gate, or within 0.1 points.
+    """
 
     top1: float
+    reference_top1: float
     count: int
+    lost: int
+    gained: int
+    interval: tuple[float, float]
+    gate: float
+    is_overridden: bool
+    is_certified: bool
 
 
 @dataclass(frozen=True)
@@ -290,6 +310,10 @@ def _first_problem(manifest: Manifest) -> str | None:
         (
             all(0 <= a.top1 <= 1 and a.count > 0 for a in accuracies),
             "an accuracy outside 0 to 1, or of no images",
+        ),
+        (
+            all(min(a.lost, a.gained) >= 0 and a.lost + a.gained <= a.count for a in accuracies),
+            "an accuracy that counts more answers than images",
         ),
         (listed == sorted(listed), "files that are not sorted by path"),
         (

@@ -182,7 +182,7 @@ def _export(job: ExportJob, root: Path, messages: Any) -> dict[str, Any]:
         target=job.target,
         on_stage=lambda text: messages.put((job.name, "export", next(stage), 10, text[:60])),
     )
-    report = result.report
+    report, conformance = result.report, result.variants["fp32"].conformance
     return {
         "target": job.target,
         "checkpoint": job.checkpoint,
@@ -190,7 +190,7 @@ def _export(job: ExportJob, root: Path, messages: Any) -> dict[str, Any]:
         "after": dataclasses.asdict(report.after),
         "float64_error": report.model_error,
         "skipped": report.skipped,
-        "verdict": result.conformance.verdict,
-        "judge": result.conformance.judge,
-        "detail": result.conformance.detail,
+        "verdict": conformance.verdict,
+        "judge": conformance.judge,
+        "detail": conformance.detail,
     }

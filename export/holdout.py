@@ -1,0 +1,65 @@
+"""The held-out images: what the model itself answers on them, and what a variant does.
+
+The reference is the PyTorch model that was handed in, in float32 as it was trained: not the
+simplified one, and not the fp32 file. Images go through a few at a time; of the answers only the
+logits are kept.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deploy.measure.paired import PairedAccuracy, compare_answers
+from deploy.runtime.preprocess import Preprocessing, preprocess
+from export.float64 import at_rest
+from export.run_onnx import Run
+from export.trace import frozen_copy
+
+__all__ = ["Holdout"]
+
+_BATCH = 16  # photographs of a usual size fill the memory
+
+
+class Holdout:
+    """Labelled images with the reference's answers.
+
+    Args:
+        model: The PyTorch model, float32, in evaluation mode.
+        images: Decoded (h, w, 3) uint8; taken a few at a time.
+        labels: Their classes.
+        preprocessing: From an image to the model's input.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Sequence[NDArray[np.uint8]],
+        labels: Sequence[int],
+        preprocessing: Preprocessing,
+    ) -> None:
+        self._images, self._preprocessing = images, preprocessing
+        self.labels: NDArray[np.int64] = np.asarray(labels, np.int64)
+        frozen = frozen_copy(model)
+
+        def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+            with at_rest():
+                logits: NDArray[np.float32] = frozen(torch.from_numpy(inputs)).numpy()
+            return logits
+
+        self.reference = self.answers(run)
+
+    def answers(self, run: Run) -> NDArray[np.float32]:
+        """Return the (N, classes) logits that a model gives."""
+        return np.concatenate([run(inputs) for inputs in self._batches()])
+
+    def compare(self, run: Run) -> PairedAccuracy:
+        """Compare a model's answers with the reference's."""
+        return compare_answers(self.answers(run), self.reference, self.labels)
+
+    def _batches(self) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(self.labels), _BATCH):
+            these = range(start, min(start + _BATCH, len(self.labels)))
+            yield preprocess([self._images[index] for index in these], self._preprocessing)

@@ -1,0 +1,163 @@
+"""Put a variant through all checks: structure, NVIDIA's judge, golden images, accuracy, speed."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deploy.bundle.manifest import Conformance
+from deploy.errors import CheckFailedError
+from deploy.measure.compare import Comparison, compare
+from deploy.measure.paired import PairedAccuracy
+from export.accuracy import GateVerdict, judge_accuracy
+from export.conformance import judge
+from export.float64 import evaluate
+from export.gates import assert_exportable
+from export.holdout import Holdout
+from export.request import ExportRequest
+from export.speed import Speed, assert_not_slower, compare_speed
+from export.targets import Precision, Target
+from export.trace import frozen_copy
+from export.variants import TOLERANCES, Made, is_host, open_variant
+
+__all__ = ["Judging", "VariantResult"]
+
+_BATCH = 16  # of the float64 reference
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What was found of one precision.
+
+    Attributes:
+        size: Of the file, in bytes.
+        conformance: What the judge of the target said.
+        comparison: Its answers to the golden images beside those of the model in float64.
+        paired: Its accuracy on the held-out images beside the model's; None without such images.
+        verdict: What the gate said of that; None likewise.
+        speed: Its time beside fp32's; None for fp32, and where this host is not the target.
+        details: How it was made: islands, calibration, layers left in float.
+        seconds: To make and judge it.
+    """
+
+    size: int
+    conformance: Conformance
+    comparison: Comparison
+    paired: PairedAccuracy | None
+    verdict: GateVerdict | None
+    speed: Speed | None
+    details: dict[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "size": self.size,
+            "conformance": dataclasses.asdict(self.conformance),
+            "golden": self.comparison.to_json(),
+            "accuracy": None if self.paired is None else self.paired.to_json(),
+            "gate": None if self.verdict is None else self.verdict.to_json(),
+            "speed": None if self.speed is None else self.speed.to_json(),
+            "details": self.details,
+            "seconds": self.seconds,
+        }
+
+
+class Judging:
+    """What every variant is held against: the model's answers, the target, the gates."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: NDArray[np.float32],
+        request: ExportRequest,
+        target: Target,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        self.inputs, self.request, self.target = inputs, request, target
+        self.on_stage = on_stage
+        self.golden_logits = _reference_logits(model, inputs)
+        self.holdout: Holdout | None = None
+        if request.holdout is not None:
+            images, labels = request.holdout
+            on_stage(f"asking the model for its answers to {len(labels)} held-out images")
+            self.holdout = Holdout(model, images, labels, request.preprocessing)
+        self._paired: dict[bytes, PairedAccuracy] = {}
+
+    def judge(
+        self, precision: Precision, made: Made, *, fp32: bytes, begun: float
+    ) -> VariantResult:
+        """Put a variant through all checks."""
+        assert_exportable(made.file, self.target, max_batch=self.request.max_batch)
+        self.on_stage(f"judging {precision} for {self.target.name}")
+        conformance = judge(made.file, self.target, max_batch=self.request.max_batch)
+        self.on_stage(
+            f"{precision}: {conformance.verdict} ({conformance.judge}: {conformance.detail})"
+        )
+        run = open_variant(precision, made.file, self.target)
+        comparison = compare(run(self.inputs), self.golden_logits, TOLERANCES[precision])
+        if not comparison.passed:
+            raise CheckFailedError(
+                f"an exported {precision} file answers as the model does, within its tolerance",
+                found=f"{'; '.join(comparison.reasons)}, on {comparison.count} golden images",
+                remedy="`edgereg export --bisect` names the module at which they part",
+            )
+        paired = self._accuracy(precision, made.file)
+        verdict = None if paired is None else self._gate(precision, paired)
+        if verdict is not None:
+            self.on_stage(verdict.text)
+            if not verdict.passed:
+                raise CheckFailedError(
+                    "a variant is shipped if its net loss of accuracy is within its gate",
+                    found=verdict.text,
+                    remedy=f"`edgereg export --bisect` shows where it is lost; or set --gate "
+                    f"{precision}=SHARE",
+                )
+        speed = None
+        if precision != "fp32" and is_host(self.target):
+            speed = compare_speed(made.file, fp32, self.inputs[:1])
+            self.on_stage(f"{precision}: {speed.to_text()}")
+            if not self.request.allow_slower:
+                assert_not_slower(precision, speed)
+        return VariantResult(
+            size=len(made.file),
+            conformance=conformance,
+            comparison=comparison,
+            paired=paired,
+            verdict=verdict,
+            speed=speed,
+            details=made.details,
+            seconds=time.perf_counter() - begun,
+        )
+
+    def is_good_int8(self, file: bytes) -> bool:
+        """Say whether a file passes the gate of int8; without held-out images, any does."""
+        paired = self._accuracy("int8", file)
+        return paired is None or self._gate("int8", paired).passed
+
+    def _gate(self, precision: Precision, paired: PairedAccuracy) -> GateVerdict:
+        return judge_accuracy(precision, paired, override=self.request.gates.get(precision))
+
+    def _accuracy(self, precision: Precision, file: bytes) -> PairedAccuracy | None:
+        if self.holdout is None:
+            return None
+        if file not in self._paired:
+            run = open_variant(precision, file, self.target)
+            self._paired = {file: self.holdout.compare(run)}  # the last only: files are large
+        return self._paired[file]
+
+
+def _reference_logits(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what the model itself answers in float64, rounded once."""
+    reference = frozen_copy(model).double()
+    batches = (
+        torch.from_numpy(inputs[i : i + _BATCH]).double() for i in range(0, len(inputs), _BATCH)
+    )
+    logits = torch.cat([evaluate(reference, (batch,))[0] for batch in batches])
+    return logits.float().numpy()
