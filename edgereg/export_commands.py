@@ -9,8 +9,11 @@ from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_json, add_output, pr
 from edgereg.errors import EdgeregError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deploy.inspection import Inspection
     from edgereg.data.images import Images
+    from export.module_diff import ModuleDiff
     from export.report import SimplifyReport
     from export.targets import Precision
 
@@ -29,7 +32,14 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
     export.add_argument(
         "--data", required=True, help="images that were not trained on: " + DATA_HELP
     )
-    export.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="what to write")
+    what = export.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="BUNDLE", help="what to write")
+    what.add_argument(
+        "--bisect",
+        action="store_true",
+        help="write nothing: compare every module's output with the exported graph, and name the "
+        "first at which they part",
+    )
     export.add_argument(
         "--precision",
         default="fp32",
@@ -89,11 +99,19 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
     inspect.add_argument(
         "--all", action="store_true", help="a line for each site, however many there are"
     )
+    inspect.add_argument(
+        "--diff",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="of a bundle: compare every module's output with the checkpoint it was exported from",
+    )
     add_json(inspect)
     inspect.set_defaults(handler=_inspect)
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.bisect:
+        return _bisect(args)
     from edgereg.data.images import open_images
     from edgereg.ship import ship
     from export.accuracy import parse_gates
@@ -128,6 +146,30 @@ def _export(args: argparse.Namespace) -> int:
             print(f"{precision}: {variant.speed.to_text()}")
     print(f"wrote {result.path}")
     return 0
+
+
+def _bisect(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
+    from edgereg.parting import bisect_export
+
+    diffs = bisect_export(
+        args.checkpoint,
+        open_images(args.data),
+        target=args.target,
+        precisions=_precisions(args.precision),
+        calibration=_calibration(args),
+        on_stage=say,
+    )
+    return _print_diffs(diffs, as_json=args.json)
+
+
+def _print_diffs(diffs: "Mapping[str, ModuleDiff]", *, as_json: bool) -> int:
+    """Print the comparisons; 1 if one parts."""
+    if as_json:
+        print_json({precision: diff.to_json() for precision, diff in diffs.items()})
+    else:
+        print("\n\n".join(f"{precision}\n{diff.to_text()}" for precision, diff in diffs.items()))
+    return int(any(diff.output_error > diff.limit for diff in diffs.values()))
 
 
 def _calibration(args: argparse.Namespace) -> "Images | None":
@@ -167,6 +209,12 @@ def _precisions(text: str) -> "tuple[Precision, ...]":
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    if args.diff is not None:
+        from edgereg.parting import diff_bundle
+
+        return _print_diffs(
+            diff_bundle(Path(args.subject), args.diff, on_stage=say), as_json=args.json
+        )
     inspection = _inspected(args.subject, args.image_size)
     if args.json:
         print_json(inspection.to_json())

@@ -28,7 +28,15 @@ from export.float64 import evaluate
 from export.tensors import element_types, module_of, observe
 from export.trace import frozen_copy
 
-__all__ = ["Call", "Counterpart", "Lookup", "find_counterparts", "module_values", "tensor_values"]
+__all__ = [
+    "Call",
+    "Counterpart",
+    "Lookup",
+    "computed_floats",
+    "find_counterparts",
+    "module_values",
+    "tensor_values",
+]
 
 # Of float32 against float64: 1e-6 is usual, 1e-4 was seen in deep models. Two tensors that differ
 # by less are one for whoever looks for a fault.
@@ -125,6 +133,13 @@ def tensor_values(
     return observe(emulated, inputs.cpu().float().numpy(), names)
 
 
+def computed_floats(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the floating-point tensors that a graph's nodes make, in order."""
+    types = element_types(proto)
+    made = (name for node in proto.graph.node for name in node.output)
+    return [n for n in made if types.get(n) in (TensorProto.FLOAT, TensorProto.FLOAT16)]
+
+
 def find_counterparts(
     model: nn.Module, file: bytes, inputs: Tensor, *, tolerance: float = SAME
 ) -> Lookup:
@@ -139,9 +154,7 @@ def find_counterparts(
     """
     proto = onnx.load_model_from_string(file)
     makers = {name: node for node in proto.graph.node for name in node.output}
-    types = element_types(proto)
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    names = [name for name in makers if types.get(name) in floats]
+    names = computed_floats(proto)
     candidates: dict[Call, dict[str, _Match]] = {}
     missing: dict[Call, str] = {}
     images = zip(module_values(model, inputs), tensor_values(proto, inputs, names), strict=True)
@@ -239,7 +252,7 @@ def _first_stray(graph: onnx.GraphProto, sound: set[str]) -> str | None:
     needed = set(sound)
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(filter(None, node.input))  # one that is left out is called ""
     if needed.issuperset(value.name for value in graph.output):
         return None
     return next(node.name for node in graph.node if not needed.intersection(node.output))

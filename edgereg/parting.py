@@ -1,0 +1,136 @@
+"""Compare an export with its checkpoint module by module: one that is made for it, or a bundle's."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deploy.bundle.manifest import Tolerance
+from deploy.bundle.read import open_bundle
+from deploy.runtime.decode import decode
+from deploy.runtime.preprocess import preprocess
+from edgereg.checkpoint import load_classifier
+from edgereg.data.images import Images, evenly, labels_of
+from edgereg.errors import EdgeregError
+from export.module_diff import ModuleDiff, compare_modules
+from export.simplify import simplify
+from export.targets import Precision, find_target
+from export.to_onnx import to_onnx
+from export.variants import TOLERANCES, make_variant
+
+__all__ = ["bisect_export", "diff_bundle"]
+
+_COMPARED, _GOLDEN = 2, 64  # images
+_CALIBRATION = 256
+
+
+def bisect_export(
+    checkpoint_path: Path,
+    images: Images,
+    *,
+    target: str,
+    precisions: Sequence[Precision],
+    calibration: Images | None,
+    on_stage: Callable[[str], None],
+) -> dict[str, ModuleDiff]:
+    """Make each variant without any gate, write nothing, and compare it module by module.
+
+    Args:
+        checkpoint_path: A classifier's checkpoint.
+        images: Real ones, labelled; two are compared, and 64 give the ranges of fp16.
+        target: A key of `export.targets.TARGETS`.
+        precisions: Which variants.
+        calibration: Images that int8 takes its ranges from.
+        on_stage: Told what comes next.
+
+    Raises:
+        DeployError, EdgeregError: The export fails even so, or the input cannot be used.
+    """
+    row = find_target(target)
+    if "int8" in precisions and calibration is None:
+        raise EdgeregError(
+            "int8 takes its ranges from calibration images",
+            found="none",
+            remedy="give images of the training set with --calib",
+        )
+    model, checkpoint = load_classifier(checkpoint_path)
+    spec = checkpoint.recipe.preprocessing()
+
+    def preprocessed(encoded: Sequence[bytes]) -> NDArray[np.float32]:
+        names = (f"image {i}" for i in range(len(encoded)))
+        return preprocess(
+            [decode(data, name=n) for data, n in zip(encoded, names, strict=True)], spec
+        )
+
+    chosen = evenly(labels_of(images), _GOLDEN)
+    golden = preprocess([images.load(int(index)) for index in chosen], spec)
+    inputs = torch.from_numpy(golden[:_COMPARED])
+    on_stage("simplifying, and writing the fp32 file")
+    simple = simplify(model, (inputs,)).model
+    fp32 = to_onnx(simple, (inputs,), target=row)
+    diffs = {}
+    for precision in precisions:
+        made = make_variant(
+            precision,
+            fp32,
+            target=row,
+            golden=golden,
+            calibration=() if calibration is None else _drawn(calibration),
+            preprocess=preprocessed,
+            is_good=lambda file: True,
+            on_stage=on_stage,
+        )
+        on_stage(f"comparing {precision} with the model, module by module")
+        limit = TOLERANCES[precision].max_scaled_error
+        diffs[precision] = compare_modules(
+            model, simple, fp32, made.file, inputs=inputs, limit=limit
+        )
+    return diffs
+
+
+def diff_bundle(
+    bundle_path: Path, checkpoint_path: Path, *, on_stage: Callable[[str], None]
+) -> dict[str, ModuleDiff]:
+    """Compare every variant of a bundle with the checkpoint that it was exported from.
+
+    The checkpoint is exported again, to know which tensor carries which module's output.
+
+    Raises:
+        DeployError, EdgeregError: One of them cannot be read, or they do not belong together.
+    """
+    bundle = open_bundle(bundle_path)
+    model, checkpoint = load_classifier(checkpoint_path)
+    if bundle.labels != checkpoint.class_names:
+        raise EdgeregError(
+            "a bundle is compared with the checkpoint that it was exported from",
+            found=f"other classes: {', '.join(bundle.labels[:3])}, ... in the bundle, "
+            f"{', '.join(checkpoint.class_names[:3])}, ... in the checkpoint",
+            remedy="name the checkpoint that was exported",
+        )
+    manifest = bundle.manifest
+    stored = bundle.array(manifest.golden.preprocessed)
+    inputs = torch.from_numpy(np.ascontiguousarray(stored[:_COMPARED]))
+    on_stage("simplifying the checkpoint, and writing its fp32 file")
+    simple = simplify(model, (inputs,)).model
+    target = find_target(manifest.target["name"])
+    fp32 = to_onnx(simple, (inputs,), target=target, max_batch=manifest.max_batch)
+    diffs = {}
+    for precision, variant in manifest.variants.items():
+        on_stage(f"comparing {precision} with the model, module by module")
+        tolerance: Tolerance = variant.tolerance
+        diffs[precision] = compare_modules(
+            model,
+            simple,
+            fp32,
+            bundle.read(variant.file),
+            inputs=inputs,
+            limit=tolerance.max_scaled_error,
+        )
+    return diffs
+
+
+def _drawn(images: Images) -> list[bytes]:
+    order = np.random.default_rng(0).permutation(len(images))[:_CALIBRATION]
+    return [images.encoded(int(index)) for index in order]
