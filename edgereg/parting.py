@@ -1,4 +1,4 @@
-"""Compare an export with its checkpoint module by module: one that is made for it, or a bundle's."""
+"""Compare an export with its checkpoint, module by module: one made for it, or a bundle's."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.bundle.manifest import Tolerance
 from deploy.bundle.read import open_bundle
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
@@ -59,10 +58,8 @@ def bisect_export(
     spec = checkpoint.recipe.preprocessing()
 
     def preprocessed(encoded: Sequence[bytes]) -> NDArray[np.float32]:
-        names = (f"image {i}" for i in range(len(encoded)))
-        return preprocess(
-            [decode(data, name=n) for data, n in zip(encoded, names, strict=True)], spec
-        )
+        decoded = [decode(data, name=f"image {i}") for i, data in enumerate(encoded)]
+        return preprocess(decoded, spec)
 
     chosen = evenly(labels_of(images), _GOLDEN)
     golden = preprocess([images.load(int(index)) for index in chosen], spec)
@@ -70,7 +67,7 @@ def bisect_export(
     on_stage("simplifying, and writing the fp32 file")
     simple = simplify(model, (inputs,)).model
     fp32 = to_onnx(simple, (inputs,), target=row)
-    diffs = {}
+    diffs: dict[str, ModuleDiff] = {}
     for precision in precisions:
         made = make_variant(
             precision,
@@ -119,14 +116,13 @@ def diff_bundle(
     diffs = {}
     for precision, variant in manifest.variants.items():
         on_stage(f"comparing {precision} with the model, module by module")
-        tolerance: Tolerance = variant.tolerance
         diffs[precision] = compare_modules(
             model,
             simple,
             fp32,
             bundle.read(variant.file),
             inputs=inputs,
-            limit=tolerance.max_scaled_error,
+            limit=variant.tolerance.max_scaled_error,
         )
     return diffs
 
