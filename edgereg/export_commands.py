@@ -144,7 +144,9 @@ def _export(args: argparse.Namespace) -> int:
             print(variant.verdict.text)
         if variant.speed is not None:
             print(f"{precision}: {variant.speed.to_text()}")
-    print(f"wrote {result.path}")
+    if result.ablation is not None:
+        print(result.ablation.to_text())
+    print(f"wrote {result.path}, and its report as .json and .html beside it")
     return 0
 
 

@@ -1,5 +1,6 @@
 """From a checkpoint and held-out images to a bundle: the door between training and export."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.publish import check_free
+from deploy.publish import check_free, check_new_file, publish_text
 from edgereg import __version__
 from edgereg.checkpoint import load_classifier
 from edgereg.data.images import Images, check_classes, digest, evenly, labels_of
 from edgereg.errors import DataError
+from edgereg.report.export_page import export_json, export_page
 from export.calibrate import assert_disjoint, calibration_provenance
 from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
 from export.request import MIN_GOLDEN, ExportRequest
@@ -38,7 +40,7 @@ def ship(
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ExportResult:
-    """Export a checkpoint for a target.
+    """Export a checkpoint for a target, and write reports as JSON and HTML beside the bundle.
 
     The golden images are taken from each class in turn; those on which the accuracy is measured are
     drawn at random, with a seed of their own.
@@ -60,6 +62,8 @@ def ship(
         DeployError, EdgeregError: Nothing was written.
     """
     check_free(out, force=force, members=BUNDLE_MEMBERS)
+    for path in _reports(out):
+        check_new_file(path, what="report", force=force)
     find_target(target)
     model, checkpoint = load_classifier(checkpoint_path)
     labels = labels_of(images)
@@ -109,7 +113,18 @@ def ship(
             **_calibration_provenance(calibration, chosen),
         },
     )
-    return export_bundle(model, out, request=request, force=force, on_stage=on_stage)
+    result = export_bundle(model, out, request=request, force=force, on_stage=on_stage)
+    for path, text in zip(
+        _reports(out), (json.dumps(export_json(result), indent=1), export_page(result)), strict=True
+    ):
+        publish_text(path, text + "\n")
+    return result
+
+
+def _reports(out: Path) -> tuple[Path, Path]:
+    """Return where the reports go: NAME.report.json and .html beside NAME.bundle."""
+    name = out.name.removesuffix(".bundle")
+    return out.with_name(f"{name}.report.json"), out.with_name(f"{name}.report.html")
 
 
 def _calibration(calibration: Images, held_out: Images) -> Sequence[bytes]:

@@ -39,6 +39,7 @@ from export.judging import Judging, VariantResult
 from export.model_card import model_card
 from export.report import SimplifyReport
 from export.request import ExportRequest, check_request
+from export.resize_ablation import ResizeAblation
 from export.simplify import simplify
 from export.sites import assert_simplified
 from export.targets import Precision, Target, find_target
@@ -69,6 +70,7 @@ class ExportResult:
     manifest: Manifest
     report: SimplifyReport
     variants: dict[Precision, VariantResult]
+    ablation: ResizeAblation | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -76,6 +78,7 @@ class ExportResult:
             "bundle": self.path.name,
             "target": self.manifest.target,
             "variants": {name: result.to_json() for name, result in self.variants.items()},
+            "resize_ablation": None if self.ablation is None else self.ablation.to_json(),
             "simplify": self.report.to_json(),
         }
 
@@ -140,6 +143,7 @@ def export_bundle(
         )
         files[precision] = made.file
         results[precision] = judging.judge(precision, made, fp32=fp32, begun=begun)
+    ablation = judging.resize_ablation(fp32)
     files = {precision: files[precision] for precision in request.precisions}
     results = {precision: results[precision] for precision in request.precisions}
 
@@ -161,7 +165,7 @@ def export_bundle(
         contents["golden/labels.npy"] = _npy(np.asarray(request.golden_labels, np.int64))
     on_stage(f"writing {destination}")
     written = write_bundle(destination, manifest, contents, force=force)
-    return ExportResult(destination, written, simplified.report, results)
+    return ExportResult(destination, written, simplified.report, results, ablation)
 
 
 def _preprocess(

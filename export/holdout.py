@@ -5,7 +5,7 @@ simplified one, and not the fp32 file. Images go through a few at a time; of the
 logits are kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from export.trace import frozen_copy
 
 __all__ = ["Holdout"]
 
+Alter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 _BATCH = 16  # photographs of a usual size fill the memory
 
 
@@ -51,15 +52,15 @@ class Holdout:
 
         self.reference = self.answers(run)
 
-    def answers(self, run: Run) -> NDArray[np.float32]:
-        """Return the (N, classes) logits that a model gives."""
-        return np.concatenate([run(inputs) for inputs in self._batches()])
+    def answers(self, run: Run, alter: Alter = lambda image: image) -> NDArray[np.float32]:
+        """Return the (N, classes) logits that a model gives, to altered images if it is asked."""
+        return np.concatenate([run(inputs) for inputs in self._batches(alter)])
 
-    def compare(self, run: Run) -> PairedAccuracy:
-        """Compare a model's answers with the reference's."""
-        return compare_answers(self.answers(run), self.reference, self.labels)
+    def compare(self, run: Run, *, alter: Alter = lambda image: image) -> PairedAccuracy:
+        """Compare a model's answers, to altered images perhaps, with the reference's."""
+        return compare_answers(self.answers(run, alter), self.reference, self.labels)
 
-    def _batches(self) -> Iterator[NDArray[np.float32]]:
+    def _batches(self, alter: Alter) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(self.labels), _BATCH):
             these = range(start, min(start + _BATCH, len(self.labels)))
-            yield preprocess([self._images[index] for index in these], self._preprocessing)
+            yield preprocess([alter(self._images[index]) for index in these], self._preprocessing)

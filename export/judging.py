@@ -21,6 +21,7 @@ from export.float64 import evaluate
 from export.gates import assert_exportable
 from export.holdout import Holdout
 from export.request import ExportRequest
+from export.resize_ablation import ResizeAblation, measure_resize
 from export.speed import Speed, assert_not_slower, compare_speed
 from export.targets import Precision, Target
 from export.trace import frozen_copy
@@ -135,6 +136,15 @@ class Judging:
             details=made.details,
             seconds=time.perf_counter() - begun,
         )
+
+    def resize_ablation(self, fp32: bytes) -> ResizeAblation | None:
+        """Measure what another resize would cost; None without held-out images."""
+        if self.holdout is None:
+            return None
+        run = open_variant("fp32", fp32, self.target)
+        ablation = measure_resize(self.holdout, run, self.request.preprocessing)
+        self.on_stage(ablation.to_text())
+        return ablation
 
     def is_good_int8(self, file: bytes) -> bool:
         """Say whether a file passes the gate of int8; without held-out images, any does."""

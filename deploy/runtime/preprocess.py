@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deploy import strict_json
 from deploy.errors import BadInputError
 
-__all__ = ["Preprocessing", "fit", "normalize", "preprocess"]
+__all__ = ["Preprocessing", "fit", "normalize", "preprocess", "scaled_size"]
 
 _WEIGHT_BITS = 22  # 8 bits of pixel + 22 of weight leave two of 32 free: sums cannot overflow
 
@@ -95,7 +95,7 @@ def fit(image: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
             found=f"{image.shape} {image.dtype}",
             remedy="decode it to RGB first",
         )
-    scaled_height, scaled_width = _scaled_size(image.shape[0], image.shape[1], spec)
+    scaled_height, scaled_width = scaled_size(image.shape[0], image.shape[1], spec)
     columns = _triangle_weights(image.shape[1], scaled_width, keep=spec.width)
     rows = _triangle_weights(image.shape[0], scaled_height, keep=spec.height)
     # Columns that no output needs are not worth combining.
@@ -151,7 +151,7 @@ def _are_three_finite(values: Sequence[float]) -> bool:
     return len(values) == 3 and all(math.isfinite(value) for value in values)
 
 
-def _scaled_size(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
+def scaled_size(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
     """The size of the whole image before the crop; rounded down, as torchvision and timm do."""
     if spec.resize == "stretch":
         return spec.height, spec.width
