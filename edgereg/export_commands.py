@@ -27,11 +27,14 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
     export = verbs.add_parser(
         "export", help="fold, strip, prove and pack a checkpoint for a target"
     )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    export.add_argument("--target", required=True, help="such as jetpack6.2 or onnxruntime-x86")
     export.add_argument(
-        "--data", required=True, help="images that were not trained on: " + DATA_HELP
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT|BUNDLE",
+        help=CHECKPOINT_HELP + "; with --to, a bundle that `edgereg export` wrote",
     )
+    export.add_argument("--target", help="such as jetpack6.2 or onnxruntime-x86")
+    export.add_argument("--data", help="images that were not trained on: " + DATA_HELP)
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="BUNDLE", help="what to write")
     what.add_argument(
@@ -75,6 +78,14 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         action="store_true",
         help="ship a variant that is slower than fp32 where this machine is the target",
     )
+    export.add_argument(
+        "--to",
+        choices=("triton", "kserve", "deepstream"),
+        help="write what this server needs to run one precision of a bundle",
+    )
+    export.add_argument(
+        "--storage-uri", metavar="URI", help="for --to kserve: where its files will be found"
+    )
     add_output(export)
     export.set_defaults(handler=_export)
 
@@ -110,6 +121,15 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.to is not None:
+        return _hand_over(args)
+    missing = [name for name in ("target", "data") if getattr(args, name) is None]
+    if missing:
+        raise EdgeregError(
+            "a checkpoint is exported for a target, and judged on images",
+            found=f"no --{missing[0]}",
+            remedy="such as --target jetpack6.2 --data VAL",
+        )
     if args.bisect:
         return _bisect(args)
     from edgereg.data.images import open_images
@@ -147,6 +167,31 @@ def _export(args: argparse.Namespace) -> int:
     if result.ablation is not None:
         print(result.ablation.to_text())
     print(f"wrote {result.path}, and its report as .json and .html beside it")
+    return 0
+
+
+def _hand_over(args: argparse.Namespace) -> int:
+    from deploy.bundle.read import open_bundle
+    from export.repositories import write_repository
+
+    if args.bisect:
+        raise EdgeregError(
+            "--to writes a bundle's files for a server",
+            found="--bisect, which writes nothing",
+            remedy="name a directory with --out",
+        )
+    write_repository(
+        open_bundle(args.checkpoint),
+        args.out,
+        kind=args.to,
+        precision=args.precision,
+        storage_uri=args.storage_uri,
+        force=args.force,
+    )
+    if args.json:
+        print_json({"to": args.to, "precision": args.precision, "out": str(args.out)})
+    else:
+        print(f"wrote {args.out} for {args.to}")
     return 0
 
 
