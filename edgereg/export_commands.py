@@ -74,6 +74,13 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         help="let the batch be anything from 1 to N (default: a static shape of 1)",
     )
     export.add_argument(
+        "--input",
+        choices=("float", "uint8"),
+        default="float",
+        help="what the model takes: normalised float32 (N, 3, H, W), or pixels, uint8 (N, H, W, 3) "
+        "(default: float)",
+    )
+    export.add_argument(
         "--allow-slower",
         action="store_true",
         help="ship a variant that is slower than fp32 where this machine is the target",
@@ -146,6 +153,7 @@ def _export(args: argparse.Namespace) -> int:
         gates={} if args.gate is None else parse_gates(args.gate),
         allow_slower=args.allow_slower,
         max_batch=args.max_batch,
+        takes_pixels=args.input == "uint8",
         force=args.force,
         on_stage=say,
     )

@@ -13,7 +13,9 @@ from deploy.runtime.preprocess import preprocess
 from edgereg.checkpoint import load_classifier
 from edgereg.data.images import Images, evenly, labels_of
 from edgereg.errors import EdgeregError
+from export.holdout import as_float
 from export.module_diff import ModuleDiff, compare_modules
+from export.pixels import read_pixels
 from export.simplify import simplify
 from export.targets import Precision, find_target
 from export.to_onnx import to_onnx
@@ -107,12 +109,14 @@ def diff_bundle(
             remedy="name the checkpoint that was exported",
         )
     manifest = bundle.manifest
-    stored = bundle.array(manifest.golden.preprocessed)
-    inputs = torch.from_numpy(np.ascontiguousarray(stored[:_COMPARED]))
+    fed = np.ascontiguousarray(bundle.array(manifest.golden.preprocessed)[:_COMPARED])
+    inputs = torch.from_numpy(as_float(fed, manifest.preprocessing))
     on_stage("simplifying the checkpoint, and writing its fp32 file")
     simple = simplify(model, (inputs,)).model
     target = find_target(manifest.target["name"])
     fp32 = to_onnx(simple, (inputs,), target=target, max_batch=manifest.max_batch)
+    if manifest.preprocessing.layout == "nhwc-uint8":
+        fp32 = read_pixels(fp32, manifest.preprocessing)
     diffs = {}
     for precision, variant in manifest.variants.items():
         on_stage(f"comparing {precision} with the model, module by module")
@@ -123,6 +127,7 @@ def diff_bundle(
             bundle.read(variant.file),
             inputs=inputs,
             limit=variant.tolerance.max_scaled_error,
+            fed=fed,
         )
     return diffs
 

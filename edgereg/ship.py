@@ -1,5 +1,6 @@
 """From a checkpoint and held-out images to a bundle: the door between training and export."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ def ship(
     gates: Mapping[Precision, float] | None = None,
     allow_slower: bool = False,
     max_batch: int = 1,
+    takes_pixels: bool = False,
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ExportResult:
@@ -55,6 +57,7 @@ def ship(
         gates: Limits of the net loss of accuracy, as shares, in place of the usual ones.
         allow_slower: Whether a variant may be slower than fp32 where this host is the target.
         max_batch: 1 for a model of static shape; more, and any batch up to it runs.
+        takes_pixels: Whether the model takes uint8 (N, H, W, 3) pixels, and normalises them itself.
         force: Whether an earlier bundle may be replaced.
         on_stage: Told what comes next.
 
@@ -88,7 +91,10 @@ def ship(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint_path.resolve().name),
         target=target,
         labels=checkpoint.class_names,
-        preprocessing=checkpoint.recipe.preprocessing(),
+        preprocessing=dataclasses.replace(
+            checkpoint.recipe.preprocessing(),
+            layout="nhwc-uint8" if takes_pixels else "nchw-float32",
+        ),
         golden_images=[images.encoded(int(index)) for index in golden],
         golden_labels=[int(label) for label in labels[golden]],
         holdout=(

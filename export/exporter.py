@@ -35,8 +35,10 @@ from deploy.errors import BadInputError
 from deploy.publish import check_free
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
+from export.holdout import as_float
 from export.judging import Judging, VariantResult
 from export.model_card import model_card
+from export.pixels import read_pixels
 from export.report import SimplifyReport
 from export.request import ExportRequest, check_request
 from export.resize_ablation import ResizeAblation
@@ -116,9 +118,10 @@ def export_bundle(
         f"golden/{i:04d}.{_extension(data)}" for i, data in enumerate(request.golden_images)
     )
     inputs = _preprocess(request, request.golden_images, names)
+    floats = as_float(inputs, request.preprocessing)
 
     on_stage("simplifying, and proving it in float64")
-    example = (torch.from_numpy(inputs[:2]),)
+    example = (torch.from_numpy(floats[:2]),)
     simplified = simplify(model, example)
     _check_logits(simplified.model(*example), len(request.labels))
     assert_simplified(simplified.model, skipped=simplified.report.skipped)
@@ -126,6 +129,8 @@ def export_bundle(
 
     on_stage(f"writing ONNX, opset {target.opset}")
     fp32 = to_onnx(simplified.model, example, target=target, max_batch=request.max_batch)
+    if request.preprocessing.layout == "nhwc-uint8":
+        fp32 = read_pixels(fp32, request.preprocessing)
     judging = Judging(model, inputs, request, target, on_stage)
     files: dict[Precision, bytes] = {}
     results: dict[Precision, VariantResult] = {}
@@ -170,7 +175,7 @@ def export_bundle(
 
 def _preprocess(
     request: ExportRequest, encoded: Sequence[bytes], names: Sequence[str] | None = None
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     names = names or [f"calibration image {i}" for i in range(len(encoded))]
     decoded = [decode(data, name=name) for data, name in zip(encoded, names, strict=True)]
     return preprocess(decoded, request.preprocessing)
@@ -182,7 +187,9 @@ def _manifest(
     golden_names: tuple[str, ...],
     results: dict[Precision, VariantResult],
 ) -> Manifest:
-    height, width = request.preprocessing.height, request.preprocessing.width
+    spec = request.preprocessing
+    takes_pixels = spec.layout == "nhwc-uint8"
+    image = (spec.height, spec.width, 3) if takes_pixels else (3, spec.height, spec.width)
     batch = 1 if request.max_batch == 1 else "batch"
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -190,7 +197,7 @@ def _manifest(
         task="classification",
         max_batch=request.max_batch,
         target=target.to_json(),
-        inputs=(TensorSpec("images", "float32", (batch, 3, height, width)),),
+        inputs=(TensorSpec("images", "uint8" if takes_pixels else "float32", (batch, *image)),),
         outputs=(TensorSpec("logits", "float32", (batch, len(request.labels))),),
         preprocessing=request.preprocessing,
         labels=request.labels,

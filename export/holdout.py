@@ -6,6 +6,7 @@ logits are kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +14,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploy.measure.paired import PairedAccuracy, compare_answers
-from deploy.runtime.preprocess import Preprocessing, preprocess
+from deploy.runtime.preprocess import Preprocessing, normalize, preprocess
 from export.float64 import at_rest
 from export.run_onnx import Run
 from export.trace import frozen_copy
 
-__all__ = ["Holdout"]
+__all__ = ["Holdout", "as_float"]
 
 Alter = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 _BATCH = 16  # photographs of a usual size fill the memory
+
+
+def as_float(inputs: NDArray[Any], spec: Preprocessing) -> NDArray[np.float32]:
+    """Return what a model in PyTorch takes, (N, 3, H, W), of inputs in either layout."""
+    return normalize(inputs, spec) if spec.layout == "nhwc-uint8" else inputs
 
 
 class Holdout:
@@ -45,9 +51,10 @@ class Holdout:
         self.labels: NDArray[np.int64] = np.asarray(labels, np.int64)
         frozen = frozen_copy(model)
 
-        def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run(inputs: NDArray[Any]) -> NDArray[np.float32]:
+            images = torch.from_numpy(as_float(inputs, preprocessing))
             with at_rest():
-                logits: NDArray[np.float32] = frozen(torch.from_numpy(inputs)).numpy()
+                logits: NDArray[np.float32] = frozen(images).numpy()
             return logits
 
         self.reference = self.answers(run)
@@ -60,7 +67,7 @@ class Holdout:
         """Compare a model's answers, to altered images perhaps, with the reference's."""
         return compare_answers(self.answers(run, alter), self.reference, self.labels)
 
-    def _batches(self, alter: Alter) -> Iterator[NDArray[np.float32]]:
+    def _batches(self, alter: Alter) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self.labels), _BATCH):
             these = range(start, min(start + _BATCH, len(self.labels)))
             yield preprocess([alter(self._images[index]) for index in these], self._preprocessing)

@@ -19,7 +19,7 @@ from export.accuracy import GateVerdict, judge_accuracy
 from export.conformance import judge
 from export.float64 import evaluate
 from export.gates import assert_exportable
-from export.holdout import Holdout
+from export.holdout import Holdout, as_float
 from export.request import ExportRequest
 from export.resize_ablation import ResizeAblation, measure_resize
 from export.speed import Speed, assert_not_slower, compare_speed
@@ -76,14 +76,14 @@ class Judging:
     def __init__(
         self,
         model: nn.Module,
-        inputs: NDArray[np.float32],
+        inputs: NDArray[Any],
         request: ExportRequest,
         target: Target,
         on_stage: Callable[[str], None],
     ) -> None:
         self.inputs, self.request, self.target = inputs, request, target
         self.on_stage = on_stage
-        self.golden_logits = _reference_logits(model, inputs)
+        self.golden_logits = _reference_logits(model, as_float(inputs, request.preprocessing))
         self.holdout: Holdout | None = None
         if request.holdout is not None:
             images, labels = request.holdout

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from deploy.bundle.manifest import Manifest, Variant
+from deploy.bundle.manifest import Manifest, TensorSpec, Variant
 from deploy.measure.compare import Comparison
 from export.report import SimplifyReport, order_above
 from export.targets import Precision
@@ -24,16 +24,17 @@ def model_card(
     spec, target = manifest.preprocessing, manifest.target
     folded = report.before.batchnorms - report.after.batchnorms
     stripped = report.before.dropouts - report.after.dropouts
-    batch = manifest.inputs[0].shape[0]
+    (taken,) = manifest.inputs
     rows = {
         "Task": f"{manifest.task}, {len(manifest.labels)} classes, listed in labels.txt",
         "Target": f"{target['name']} ({target['runtime']})",
-        "Input": f"`images` float32 ({batch}, 3, {spec.height}, {spec.width}), RGB",
+        "Input": f"`images` {taken.dtype} {_shape(taken)}, RGB",
         "Pre-processing": (
             f"{spec.resize}, crop {spec.crop_fraction:g}, x / 255, "
             f"mean {list(spec.mean)}, std {list(spec.std)}"
+            f"{' (in the graph)' if spec.layout == 'nhwc-uint8' else ''}"
         ),
-        "Output": f"`logits` float32 ({batch}, {len(manifest.labels)})",
+        "Output": f"`logits` float32 {_shape(manifest.outputs[0])}",
         "Simplified": (
             f"{folded} BatchNorms folded, {stripped} dropouts stripped, "
             f"{report.before.nodes} nodes to {report.after.nodes}; "
@@ -61,6 +62,10 @@ Nothing here was measured on the target itself.
 {provenance}
 ```
 """
+
+
+def _shape(tensor: TensorSpec) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
 
 
 def _variant_rows(variant: Variant, comparison: Comparison) -> dict[str, str]:

@@ -146,6 +146,7 @@ def compare_modules(
     *,
     inputs: Tensor,
     limit: float,
+    fed: NDArray[Any] | None = None,
 ) -> ModuleDiff:
     """Compare every module's output in PyTorch with the tensor of a file that carries it.
 
@@ -156,12 +157,14 @@ def compare_modules(
         file: The file in question. fp16 nodes are emulated, and Q/DQ computed as they are written.
         inputs: (N, ...) images, pre-processed, float32; two are enough.
         limit: The scaled error at which they part.
+        fed: What the files take, if that is not the images as they are.
     """
+    fed = inputs.numpy() if fed is None else fed
     calls = [*_calls(model, inputs)]
     kept = _Values()
     evaluate(simplified, (inputs,), on_value=lambda name, value: kept.add(name, value.numpy()))
-    found = _run(fp32, inputs)
-    theirs = found if file == fp32 else _run(emulate_fp16(file), inputs)
+    found = _run(fp32, fed)
+    theirs = found if file == fp32 else _run(emulate_fp16(file), fed)
     rows = [_row(name, kind, value, kept, found, theirs) for name, kind, value in calls]
     return ModuleDiff(tuple(rows), limit, _output_error(model, file, inputs, theirs))
 
@@ -230,13 +233,13 @@ def _calls(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, str, _Array]
     yield from calls
 
 
-def _run(file: bytes, inputs: Tensor) -> _Values:
+def _run(file: bytes, inputs: NDArray[Any]) -> _Values:
     """Return every float tensor of a file, for all inputs."""
     proto = onnx.load_model_from_string(file)
     types = element_types(proto)
     made = [n for node in proto.graph.node for n in node.output if n]
     names = [name for name in made if types.get(name) == TensorProto.FLOAT]
-    runs = [*observe(proto, inputs.numpy(), names)]
+    runs = [*observe(proto, inputs, names)]
     values = _Values()
     for name in names:
         parts = [np.asarray(run[name]) for run in runs]

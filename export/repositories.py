@@ -83,7 +83,8 @@ def _triton(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapping[
         f"name: {json.dumps(manifest.name)}\n"
         'platform: "onnxruntime_onnx"\n'
         f"max_batch_size: {manifest.max_batch if has_batches else 0}\n"
-        f"input [{{ name: {json.dumps(taken.name)} data_type: TYPE_FP32 "
+        f"input [{{ name: {json.dumps(taken.name)} data_type: "
+        f"{'TYPE_UINT8' if taken.dtype == 'uint8' else 'TYPE_FP32'} "
         f"dims: {list(taken.shape[first:])} }}]\n"
         f"output [{{ name: {json.dumps(given.name)} data_type: TYPE_FP32 "
         f'dims: {list(given.shape[first:])} label_filename: "labels.txt" }}]\n'
@@ -137,6 +138,12 @@ def _deepstream(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapp
             "nvinfer scales a frame to the model's input by stretching it",
             found=f"a bundle that resizes by '{spec.resize}' and crops {spec.crop_fraction:g}",
             remedy="train with preprocessing.resize: stretch, or use --to triton",
+        )
+    if spec.layout != "nchw-float32":
+        raise BadInputError(
+            "nvinfer gives a model float32 (N, 3, H, W)",
+            found="a bundle that takes uint8 pixels",
+            remedy="export it with --input float",
         )
     if len(set(spec.std)) > 1:
         raise BadInputError(

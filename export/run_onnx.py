@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Run", "open_run", "open_session", "run_batches"]
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 _BATCH = 64
 
 
@@ -37,13 +37,13 @@ def open_run(model: bytes, *, integers: bool = True) -> Run:
     (spec,) = session.get_inputs()
     size = spec.shape[0] if isinstance(spec.shape[0], int) else _BATCH
 
-    def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(inputs: NDArray[Any]) -> NDArray[np.float32]:
         batches = (inputs[i : i + size] for i in range(0, len(inputs), size))
         return np.concatenate([session.run(None, {spec.name: batch})[0] for batch in batches])
 
     return run
 
 
-def run_batches(model: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def run_batches(model: bytes, inputs: NDArray[Any]) -> NDArray[np.float32]:
     """Return the first output for (N, ...) inputs, computed in small batches."""
     return open_run(model)(inputs)

@@ -1,6 +1,7 @@
 """Look into an ONNX graph: what type each tensor has, and which values it takes on real inputs."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ def module_of(node: NodeProto) -> str:
 
 
 def observe(
-    proto: onnx.ModelProto, inputs: NDArray[np.float32], names: Iterable[str]
+    proto: onnx.ModelProto, inputs: NDArray[Any], names: Iterable[str]
 ) -> Iterator[dict[str, NDArray[np.generic]]]:
     """Run a graph on (N, ...) inputs one by one, and yield the named tensors of each.
 

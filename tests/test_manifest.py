@@ -55,7 +55,10 @@ def with_variant(**changes):
         ({"labels": ("red", "red", "blue")}, "no labels, or one twice"),
         ({"labels": ("red", "green")}, "one per label"),
         ({"inputs": ()}, "not one input"),
-        ({"inputs": (TensorSpec("i", "float32", ("batch", 3, 8, 9)),)}, "of the pre-processing"),
+        (
+            {"inputs": (TensorSpec("i", "float32", ("batch", 3, 8, 9)),)},
+            "as the pre-processing gives it",
+        ),
         ({"inputs": (TensorSpec("i", "float16", ("batch", 3, 8, 8)),)}, "not float32"),
         ({"max_batch": 1}, "does not fit max_batch 1"),
         ({"max_batch": 0}, "max_batch 0"),

@@ -1,76 +1,71 @@
+import dataclasses
+import importlib.util
+
 import numpy as np
+import onnx
 import pytest
 import torch
+from export_models import AttentionBlock, noise, randomized, small_cnn
 
-from deploy.errors import BadInputError
-from deploy.runtime.decode import encode_png
-from deploy.runtime.preprocess import Preprocessing, preprocess
-from edgereg.data.arrays import ArrayImages
-from edgereg.data.folder import Folder
-from edgereg.data.pixels import Pixels, as_batch
+from deploy.runtime.preprocess import Preprocessing, normalize, preprocess
+from export.conformance import judge
+from export.gates import assert_exportable
+from export.mixed_precision import to_fp16
+from export.pixels import read_pixels
+from export.run_onnx import run_batches
+from export.simplify import simplify
+from export.targets import TARGETS
+from export.to_onnx import to_onnx
 
-SPEC = Preprocessing(12, 16, "cover", 1.0, (0.5,) * 3, (0.5,) * 3)
-RNG = np.random.default_rng(0)
-IMAGES = ArrayImages(
-    RNG.integers(0, 256, (70, 20, 24, 3), dtype=np.uint8), name="x", labels=None, class_names=()
+ORIN = TARGETS["jetpack6.2"]
+SPEC = Preprocessing(16, 16, "stretch", 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=[(small_cnn, 1), (AttentionBlock, 4)])
+def files(request):
+    build, max_batch = request.param
+    model, x = randomized(build()), noise(2, 3, 16, 16)
+    floats = to_onnx(simplify(model, (x,)).model, (x,), target=ORIN, max_batch=max_batch)
+    return model, floats, read_pixels(floats, SPEC), max_batch
+
+
+def test_pixels_get_the_answers_that_normalised_floats_get(files):
+    model, floats, pixels, _ = files
+    x = normalize(PIXELS, SPEC)
+    expected = run_batches(floats, x)
+    np.testing.assert_allclose(run_batches(pixels, PIXELS), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            expected, model(torch.from_numpy(x)).numpy(), rtol=1e-3, atol=1e-4
+        )
+    wrong = read_pixels(floats, dataclasses.replace(SPEC, mean=(0.3, 0.4, 0.5)))
+    assert np.abs(run_batches(wrong, PIXELS) - expected).max() > 1e-3  # the control
+
+
+def test_the_file_is_exportable_and_its_input_is_uint8(files):
+    _, floats, pixels, max_batch = files
+    assert_exportable(pixels, ORIN, max_batch=max_batch)
+    (taken,) = onnx.load_model_from_string(pixels).graph.input
+    assert taken.name == "images" and taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    sizes = [d.dim_param or d.dim_value for d in taken.type.tensor_type.shape.dim]
+    assert sizes == [1 if max_batch == 1 else "batch", 16, 16, 3]
+    assert read_pixels(floats, SPEC) == pixels
+
+
+def test_the_layout_decides_what_pre_processing_gives():
+    images = [*PIXELS[:2]]
+    same = preprocess(images, dataclasses.replace(SPEC, layout="nhwc-uint8"))
+    np.testing.assert_array_equal(same, PIXELS[:2])
+    np.testing.assert_array_equal(preprocess(images, SPEC), normalize(PIXELS[:2], SPEC))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the extra 'conformance'"
 )
-
-
-@pytest.mark.parametrize("size", [20, 13])
-def test_pixels_are_the_devices_own_and_the_same_kept_or_not(size):
-    spec = Preprocessing(size, size, "cover", 1.0, (0.5,) * 3, (0.5,) * 3)
-    indices = np.array([2, 0, 69])
-    kept, read = Pixels(IMAGES, spec), Pixels(IMAGES, spec, cache_limit_bytes=0)
-    assert kept.is_kept and not read.is_kept and len(kept) == len(read) == 70
-    assert np.array_equal(kept.fitted(indices), read.fitted(indices))
-    expected = preprocess([IMAGES.load(i) for i in indices], spec)
-    assert np.abs(kept.batch(indices).float().numpy() / 127.5 - 1 - expected).max() < 1e-6
-
-
-@pytest.mark.parametrize("limit", [0, 2**30])
-def test_a_batch_is_uint8_and_lies_in_memory_as_it_was_decoded(limit):
-    pixels = Pixels(IMAGES, SPEC, cache_limit_bytes=limit)
-    batch = pixels.batch(np.array([5, 6]))
-    assert batch.shape == (2, 3, 12, 16) and batch.dtype == torch.uint8
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(batch[1].permute(1, 2, 0), pixels.fitted(np.array([6]))[0])
-
-
-def test_a_batch_of_kept_images_is_a_copy():
-    pixels = Pixels(IMAGES, SPEC)
-    before = pixels.fitted(np.array([1])).copy()
-    pixels.batch(np.array([1])).zero_()
-    assert np.array_equal(pixels.fitted(np.array([1])), before) and before.any()
-
-
-def test_as_batch_makes_no_copy():
-    images = np.zeros((2, 4, 5, 3), np.uint8)
-    as_batch(images)[1, 2, 3, 4] = 7
-    assert images[1, 3, 4, 2] == 7
-
-
-@pytest.mark.parametrize(("limit", "is_kept"), [(70 * 12 * 16 * 3, True), (70 * 576 - 1, False)])
-def test_images_are_kept_up_to_the_limit(limit, is_kept):
-    assert Pixels(IMAGES, SPEC, cache_limit_bytes=limit).is_kept == is_kept
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_fill_the_memory_alike_and_progress_is_told(workers):
-    told = []
-    pixels = Pixels(IMAGES, SPEC, workers=workers, progress=told.append)
-    assert told == [32, 64, 70]
-    everything = np.arange(70)
-    read = Pixels(IMAGES, SPEC, cache_limit_bytes=0)
-    assert np.array_equal(pixels.fitted(everything), read.fitted(everything))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named_when_it_is_read(tmp_path, workers):
-    (tmp_path / "a.png").write_bytes(encode_png(IMAGES.load(0)))
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(BadInputError, match=r"bad\.png"):
-        Pixels(Folder(tmp_path), SPEC, workers=workers)
-    late = Pixels(Folder(tmp_path), SPEC, cache_limit_bytes=0)
-    late.batch(np.array([0]))
-    with pytest.raises(BadInputError, match=r"bad\.png"):
-        late.batch(np.array([0, 1]))
+def test_nvidias_parser_accepts_pixels_in_fp32_and_in_fp16(files):
+    _, _, pixels, max_batch = files
+    mixed = to_fp16(pixels, PIXELS)
+    assert mixed.scaled_error < 5e-3
+    for file in (pixels, mixed.model):
+        assert judge(file, ORIN, max_batch=max_batch).verdict == "accepted"

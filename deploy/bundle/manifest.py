@@ -3,7 +3,7 @@
 History of the format:
     1  The first: classification, variants by precision, golden data, a hash of each file.
     2  A static batch of one image, or any up to `max_batch`; the accuracy of each variant beside
-       the reference's, and the gate that it passed.
+       the reference's, and the gate that it passed; an input of float32 or of uint8 pixels.
 """
 
 import re
@@ -130,7 +130,7 @@ class Golden:
         count: How many images.
         images: Their files, encoded, in order.
         labels: File of an (N,) integer array, if the labels are known.
-        preprocessed: File of the (N, 3, H, W) float32 input.
+        preprocessed: File of the input, of the shape and type that the model takes.
         outputs: File of the (N, classes) float32 logits of the model before export, from float64.
     """
 
@@ -259,7 +259,10 @@ def _file_name_problem(names: list[str]) -> str | None:
 
 def _first_problem(manifest: Manifest) -> str | None:
     """What in a well-typed manifest contradicts itself."""
-    golden, size = manifest.golden, (manifest.preprocessing.height, manifest.preprocessing.width)
+    golden, spec = manifest.golden, manifest.preprocessing
+    takes_pixels = spec.layout == "nhwc-uint8"
+    image = (spec.height, spec.width, 3) if takes_pixels else (3, spec.height, spec.width)
+    dtype = "uint8" if takes_pixels else "float32"
     variants, classes = manifest.variants, len(manifest.labels)
     tolerances = [variant.tolerance for variant in variants.values()]
     accuracies = [variant.accuracy for variant in variants.values() if variant.accuracy is not None]
@@ -280,16 +283,17 @@ def _first_problem(manifest: Manifest) -> str | None:
         ),
         (manifest.max_batch >= 1, f"max_batch {manifest.max_batch}"),
         (
-            all(tensor.shape[1:] == (3, *size) for tensor in manifest.inputs),
-            "an input that is not (batch, 3, height, width) of the pre-processing",
+            all(tensor.shape[1:] == image for tensor in manifest.inputs),
+            f"an input that is not {('batch', *image)}, as the pre-processing gives it",
         ),
         (
             all(tensor.shape[1:] == (classes,) for tensor in manifest.outputs),
             "an output that is not (batch, one per label)",
         ),
         (
-            all(tensor.dtype == "float32" for tensor in (*manifest.inputs, *manifest.outputs)),
-            "an input or output that is not float32",
+            all(tensor.dtype == dtype for tensor in manifest.inputs)
+            and all(tensor.dtype == "float32" for tensor in manifest.outputs),
+            f"an input that is not {dtype}, or an output that is not float32",
         ),
         (variants, "no variants"),
         (

@@ -8,7 +8,8 @@ conditioned on how many do (at none, such an interval is a point).
     p in [p0, p1], q in [q0, q1]  ->  p - q in [p0 - q1, p1 - q0]
 
 Each of the four ends is Clopper and Pearson's for a quarter of the allowed error, so that the
-interval misses with that error at most, whatever p and q are (Bonferroni).
+interval misses with that error at most, whatever p and q are and however they depend on each other
+(Bonferroni). It is wider than it need be: a certificate errs on the side of asking for more images.
 
 Sources: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; McNemar 1947,
 doi:10.1007/BF02295996; Guo et al., "On calibration of modern neural networks", arXiv:1706.04599.
@@ -17,6 +18,7 @@ doi:10.1007/BF02295996; Guo et al., "On calibration of modern neural networks", 
 import dataclasses
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from deploy.errors import BadInputError
 __all__ = ["PairedAccuracy", "compare_answers", "count_needed"]
 
 _BINS = 15  # of the calibration error
-_HALVINGS = 60  # of [0, 1]: below the spacing of float64
+_HALVINGS = 52  # of [0, 1]: to the spacing of float64 below 1, which is never reached
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PairedAccuracy:
         confidence: That the interval holds, at least.
         p_value: McNemar's exact two-sided test that neither model is better.
         reference_ece: The reference's expected calibration error, 15 equal bins.
-        ece: The variant's.
+        ece: The variant's; 1, the worst there is, if a logit of it is not finite.
     """
 
     count: int
@@ -82,33 +84,28 @@ def compare_answers(
     Args:
         logits: (N, classes) of the variant; a row that is not finite is a wrong answer.
         reference: (N, classes), finite.
-        labels: (N,) classes.
+        labels: (N,) classes, each from 0 to classes - 1.
         confidence: Of the interval, in (0, 1).
         tie: A flip is a tie if the reference's logits of the two classes differ by at most this
-            share of the range of all its logits: less than float32 rounding may move them.
+            share of the range of all its logits: less than float32 rounding may move them. The two
+            are those that were answered, not its best two: a flip to a third class is no tie. The
+            range is that by which the comparator scales an error, not the row's own, which is
+            small where the network says little.
 
     Raises:
-        BadInputError: The shapes do not belong together, or the reference is not finite.
+        BadInputError: The shapes do not belong together, there is no image, the reference is not
+            finite, a label is no class, or the confidence is no share.
     """
-    if logits.shape != reference.shape or reference.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise BadInputError(
-            "two models are compared on the same images, each with a label",
-            found=f"logits {logits.shape} and {reference.shape}, labels {labels.shape}",
-            remedy="give both models the same images in the same order",
-        )
-    if not len(labels) or not np.isfinite(reference).all():
-        raise BadInputError(
-            "the reference answers at least one image, with finite logits",
-            found="no images" if not len(labels) else "logits that are not finite",
-            remedy="check the model and the images",
-        )
+    _check(logits, reference, labels, confidence)
     count, rows = len(labels), np.arange(len(labels))
     theirs = reference.argmax(axis=1)
     is_finite = np.isfinite(logits).all(axis=1)
-    ours = np.where(is_finite, np.where(np.isfinite(logits), logits, 0).argmax(axis=1), -1)
+    ours = np.where(is_finite, logits.argmax(axis=1), -1)
     is_flip = ours != theirs
-    margin = reference[rows, theirs] - reference[rows, np.maximum(ours, 0)]
-    is_tie = is_flip & is_finite & (margin <= tie * np.ptp(reference))
+    # In Python's float64: the range of float16 logits may not be a float16.
+    largest_tie = tie * (float(reference.max()) - float(reference.min()))
+    best, other = reference[rows, theirs], reference[rows, np.maximum(ours, 0)]
+    is_tie = is_flip & is_finite & (np.subtract(best, other, dtype=np.float64) <= largest_tie)
     lost = int(np.sum((theirs == labels) & (ours != labels)))
     gained = int(np.sum((theirs != labels) & (ours == labels)))
     tail = (1 - confidence) / 4
@@ -130,24 +127,75 @@ def compare_answers(
     )
 
 
-def count_needed(limit: float, *, confidence: float = 0.95) -> int:
-    """Return how many images certify a net loss of at most `limit` if not one is lost or gained."""
-    return math.ceil(math.log((1 - confidence) / 4) / math.log1p(-limit))
+def count_needed(limit: float, *, discordant: float = 0.0, confidence: float = 0.95) -> int:
+    """Return about how many images it takes until the interval of no net loss ends within a limit.
+
+    With s = discordant / 2 lost and as many gained, the interval ends at about
+
+        z √(4 s (1 - s) / n) - log(tail) / n,    z the normal quantile of 1 - tail,
+
+    which is set equal to -log(1 - limit) and solved for n. It is exact where nothing is lost or
+    gained; elsewhere so many suffice, and a third of them does not.
+
+    Args:
+        limit: In (0, 1).
+        discordant: The share of images that only one of the two models gets right.
+        confidence: Of the interval.
+    """
+    tail, s = (1 - confidence) / 4, discordant / 2
+    linear = 2 * NormalDist().inv_cdf(1 - tail) * math.sqrt(s * (1 - s))
+    square, constant = -math.log(tail), -math.log1p(-limit)
+    root = (linear + math.sqrt(linear**2 + 4 * square * constant)) / (2 * constant)  # of n
+    return math.ceil(root**2)
+
+
+def _check(
+    logits: NDArray[np.floating[Any]],
+    reference: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    confidence: float,
+) -> None:
+    if logits.shape != reference.shape or reference.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise BadInputError(
+            "two models are compared on the same images, each with a label",
+            found=f"logits {logits.shape} and {reference.shape}, labels {labels.shape}",
+            remedy="give both models the same images in the same order",
+        )
+    if not reference.size or not np.isfinite(reference).all():
+        raise BadInputError(
+            "the reference answers at least one image, with finite logits",
+            found="logits that are not finite" if reference.size else "no images",
+            remedy="check the model and the images",
+        )
+    # A label that is no class would make both models wrong, and a broken row of -1 right.
+    outside = labels[(labels < 0) | (labels >= reference.shape[1])]
+    if len(outside):
+        raise BadInputError(
+            f"a label is a class from 0 to {reference.shape[1] - 1}",
+            found=f"{len(outside)} others, the first {outside[0]}",
+            remedy="check that the images and the labels come from the model's data set",
+        )
+    if not 0 < confidence < 1:
+        raise BadInputError(
+            "a confidence is a share between 0 and 1",
+            found=f"{confidence}",
+            remedy="such as 0.95",
+        )
 
 
 def _interval(hits: int, count: int, tail: float) -> tuple[float, float]:
     """Return Clopper and Pearson's bounds of a share, each missed with probability `tail`."""
+    lower = 0.0 if hits == 0 else _share_at_which(hits - 1, count, 1 - tail)
     upper = 1.0 if hits == count else _share_at_which(hits, count, tail)
-    lower = 0.0 if hits == 0 else 1 - _share_at_which(count - hits, count, tail)
     return lower, upper
 
 
-def _share_at_which(hits: int, count: int, tail: float) -> float:
-    """Return the share at which so few hits or fewer have the probability `tail`."""
+def _share_at_which(hits: int, count: int, probability: float) -> float:
+    """Return the share at which so few hits, fewer than `count`, or less have a probability."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if _at_most(hits, count, middle) > tail:
+        if _at_most(hits, count, middle) > probability:
             low = middle
         else:
             high = middle
@@ -166,11 +214,11 @@ def _at_most(hits: int, count: int, share: float) -> float:
 def _calibration_error(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
 ) -> float:
-    """Return the mean distance of confidence and accuracy over bins of confidence."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    odds = np.exp(shifted)
+    """Return the mean distance of confidence and accuracy over bins (i / 15, (i + 1) / 15]."""
+    odds = np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64)
+    np.exp(odds, out=odds)
     confidence = 1 / odds.sum(axis=1)  # of the largest, whose odds are 1
     is_right = logits.argmax(axis=1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    bins = np.ceil(confidence * _BINS).astype(int) - 1
     gaps = np.bincount(bins, confidence - is_right, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(labels))

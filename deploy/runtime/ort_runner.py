@@ -12,7 +12,7 @@ from deploy.errors import BadInputError
 __all__ = ["OrtRunner"]
 
 _PROVIDER = "CPUExecutionProvider"
-_DTYPES = {"tensor(float)": "float32"}
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class OrtRunner:
@@ -53,15 +53,16 @@ class OrtRunner:
         _check_tensors(file, session.get_outputs(), self._output)
         self._session: Any = session
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute (N, classes) logits from (N, 3, H, W) float32.
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Compute (N, classes) logits from what pre-processing gives.
 
         Raises:
             BadInputError: The batch has another type or shape than the manifest's input.
         """
-        if batch.dtype != np.float32 or not _fits(batch.shape, self._input.shape):
+        spec = self._input
+        if batch.dtype != spec.dtype or not _fits(batch.shape, spec.shape):
             raise BadInputError(
-                f"the input '{self._input.name}' must be float32 {_shown(self._input.shape)}",
+                f"the input '{spec.name}' must be {spec.dtype} {_shown(spec.shape)}",
                 found=f"{batch.dtype} {_shown(batch.shape)}",
                 remedy="pre-process images as the bundle's manifest says",
             )

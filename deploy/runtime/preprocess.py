@@ -35,6 +35,8 @@ class Preprocessing:
             224 / 256 = 0.875 is torchvision's Resize(256), CenterCrop(224). 1.0 for "stretch".
         mean: Of each colour channel, in [0, 1], R G B.
         std: Of each colour channel.
+        layout: What the model takes: "nchw-float32" is normalised here; "nhwc-uint8" are the
+            pixels themselves, which the model's graph normalises.
 
     Raises:
         BadInputError: A value is out of its range.
@@ -46,6 +48,7 @@ class Preprocessing:
     crop_fraction: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    layout: Literal["nchw-float32", "nhwc-uint8"] = "nchw-float32"
 
     def __post_init__(self) -> None:
         rules = {
@@ -55,6 +58,8 @@ class Preprocessing:
             "crop_fraction must be above 0 and at most 1": 0 < self.crop_fraction <= 1,
             "crop_fraction must be 1 for 'stretch'": self.resize == "cover"
             or self.crop_fraction == 1,
+            "layout must be 'nchw-float32' or 'nhwc-uint8'": self.layout
+            in ("nchw-float32", "nhwc-uint8"),
             "mean must be three finite numbers": _are_three_finite(self.mean),
             "std must be three positive numbers": _are_three_finite(self.std) and min(self.std) > 0,
         }
@@ -121,7 +126,7 @@ def normalize(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def preprocess(images: Sequence[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[np.float32]:
+def preprocess(images: Sequence[NDArray[np.uint8]], spec: Preprocessing) -> NDArray[Any]:
     """Turn decoded images of any size into the model's input.
 
     Args:
@@ -129,14 +134,15 @@ def preprocess(images: Sequence[NDArray[np.uint8]], spec: Preprocessing) -> NDAr
         spec: What to do.
 
     Returns:
-        (N, 3, H, W) float32.
+        (N, 3, H, W) float32, or (N, H, W, 3) uint8, as the layout says.
 
     Raises:
         BadInputError: There is no image, or one has another shape or type.
     """
     if not images:
         raise BadInputError("a batch must hold an image", found="none", remedy="pass one or more")
-    return normalize(np.stack([fit(image, spec) for image in images]), spec)
+    pixels = np.stack([fit(image, spec) for image in images])
+    return pixels if spec.layout == "nhwc-uint8" else normalize(pixels, spec)
 
 
 @dataclass(frozen=True)

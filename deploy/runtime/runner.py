@@ -1,7 +1,7 @@
 """What runs a model: one protocol, one table of backends."""
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class Runner(Protocol):
     def threads(self) -> int:
         """CPU threads that compute."""
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute (N, classes) logits from (N, 3, H, W) float32."""
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Compute (N, classes) logits from what pre-processing gives."""
 
     def close(self) -> None:
         """Free what the model holds."""
