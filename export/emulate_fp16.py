@@ -10,6 +10,9 @@ accumulates within a node: its sums may be fp16 as well, and in any order. The e
 called "fp16 emulated".
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -68,22 +71,45 @@ def _rounded(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
     return [new, *casts]
 
 
-def locate_nonfinite(model: bytes, inputs: NDArray[np.float32]) -> str | None:
+def locate_nonfinite(model: bytes, inputs: NDArray[Any]) -> str | None:
     """Return the first node whose output overflows or is NaN while its inputs are finite.
+
+    Minus infinity that was read from a mask is meant, and counts as finite.
 
     Args:
         model: An ONNX file, of fp16 nodes too: it is emulated.
-        inputs: (N, ...) images, pre-processed.
+        inputs: (N, ...) images, as the graph takes them.
     """
     proto = onnx.load_model_from_string(emulate_fp16(model))
     types = element_types(proto)
     nodes = [n for n in proto.graph.node if not n.name.endswith((".half", ".single"))]
-    made = {name: n.name for n in nodes for name in n.output if name}
-    made |= {name.removesuffix(".exact"): node for name, node in made.items()}
-    floats = [name for name in made if types.get(name) == _SINGLE]
-    bad: set[str] = set()
-    for values in observe(proto, inputs, floats):
-        bad |= {name for name, value in values.items() if not np.isfinite(value).all()}
-    order = {node.name: i for i, node in enumerate(nodes)}
-    guilty = sorted({made[name] for name in bad}, key=order.__getitem__)
-    return guilty[0] if guilty else None
+    floats = {n for node in proto.graph.node for n in node.output if types.get(n) == _SINGLE}
+    stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    masks = {name for name, values in stored.items() if _is_mask(values)}
+    guilty: set[str] = set()
+    for values in observe(proto, inputs, sorted(floats)):
+        wild = {name: value for name, value in values.items() if not np.isfinite(value).all()}
+        guilty |= {*_origins(nodes, wild, masks)}
+    return next((node.name for node in nodes if node.name in guilty), None)
+
+
+def _origins(
+    nodes: list[NodeProto], wild: dict[str, NDArray[np.generic]], masks: set[str]
+) -> Iterator[str]:
+    """Yield the nodes that make what is not finite from what is; masks pass."""
+    masks, bad = {*masks}, set[str]()
+    for node in nodes:
+        rounded = {name.removesuffix(".exact") for name in node.output}
+        made = wild.keys() & {*node.output, *rounded}
+        if not masks.isdisjoint(node.input) and all(_is_mask(wild[name]) for name in made):
+            masks |= made
+        elif made:
+            if bad.isdisjoint(node.input):
+                yield node.name
+            bad |= made
+
+
+def _is_mask(values: NDArray[np.generic]) -> bool:
+    """Say whether minus infinity is among the values, and nothing else that is not finite."""
+    unusual = values[~np.isfinite(values)]
+    return unusual.size > 0 and bool(np.isneginf(unusual).all())

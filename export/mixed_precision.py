@@ -4,31 +4,33 @@
 
 1. A node stays fp32 if what it reads, makes or sums comes near the end of fp16 on the images that
    were given. Other images reach further than these: "near" is a quarter of the range.
-2. If the answers, emulated, are still too far from fp32's, whole kinds of operators (softmax,
-   normalisation, ...) are tried in fp32, and the one that helps most stays, then the next.
-3. Of a kind that helps, the fewest nodes stay that help almost as much.
+2. If an answer, emulated, is still not finite, something became zero in fp16 that is divided by:
+   the node where this shows and what it reads stay, and a step further if that is not enough.
+3. If the answers are still too far from fp32's, whole kinds of operators (softmax,
+   normalisation, ...) are tried in fp32, and the one that helps most stays, then the next. Of a
+   kind that helps, the fewest nodes stay that help almost as much.
 
-Each such island is in the report, with the error with and without it.
+To be quick, 3 looks at the few images where the error is largest. What helps them may be chance: on
+any other roundings they fare better. So what was found stays only if it helps on all images.
+
+Each island is in the report, with the error with and without it. The trials are counted, so that a
+large model ends too: when they are used up, some islands may be more than it takes.
 
 Sources: Micikevicius et al., "Mixed precision training", arXiv:1710.03740; NVIDIA's advice to keep
 normalisation in fp32 (TensorRT's developer guide, "Reduced precision").
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from deploy.errors import CheckFailedError
-from export.emulate_fp16 import emulate_fp16, locate_nonfinite
+from export.emulate_fp16 import locate_nonfinite
 from export.fp16_range import out_of_range
-from export.half import convertible, write_fp16
-from export.run_onnx import run_batches
+from export.fp16_trials import Trials, fewest, refuse_nonfinite
 from export.tensors import element_types, module_of
 
 __all__ = ["Island", "MixedPrecision", "to_fp16"]
@@ -36,7 +38,11 @@ __all__ = ["Island", "MixedPrecision", "to_fp16"]
 _LIMIT = 5e-3  # scaled error: ten roundings of fp16, 2^-11 each, all in one direction
 _HELPS = 0.8  # an island must bring the error down to this share
 _ALMOST = 1.1  # of the error with a whole kind in fp32, that fewer nodes may have
-_SEARCHED_ON = 8  # images; the result is judged on all
+_STEPS = 8  # upstream from where numbers stop to be finite: further, it is no island any more
+_ONE_BY_ONE = 8  # islands that are tried without, each
+# They move numbers and round none: fp32 is no gain.
+_MOVES = {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"}
+_MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "MaxPool", "Relu"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Island:
         module: The module that it belongs to.
         operator: Its ONNX operator.
         reason: Why.
-        error_with: Scaled error of the answers, emulated, with this island (and all others).
+        error_with: Scaled error of the answers, emulated, on the few images where it is largest,
+            with this island (and all others).
         error_without: With this node, or with all that stay for the same reason, in fp16 instead;
             infinite if the answers are then not finite.
     """
@@ -101,161 +108,143 @@ class MixedPrecision:
         }
 
 
-def to_fp16(model: bytes, inputs: NDArray[np.float32], *, limit: float = _LIMIT) -> MixedPrecision:
+def to_fp16(model: bytes, inputs: NDArray[Any], *, limit: float = _LIMIT) -> MixedPrecision:
     """Write a graph in fp16, but for the nodes that real images show to need fp32.
 
     Args:
         model: An fp32 ONNX file; its nodes are called MODULE/OPERATOR.
-        inputs: (N, ...) real images, pre-processed.
+        inputs: (N, ...) real images, as the graph takes them: pre-processed, or pixels.
         limit: The scaled error of the answers above which precision is bought with fp32 nodes.
 
     Raises:
-        CheckFailedError: Answers are not finite, whatever stays fp32; the module is named.
+        BadInputError: The fp32 graph's answers are all the same number.
+        CheckFailedError: Answers are not finite, in fp32 or whatever stays fp32; the node is named.
     """
-    search = _Search(model, inputs[:_SEARCHED_ON])
-    proto = search.proto
-    reasons = out_of_range(proto, inputs, among=search.candidates)
-    must = frozenset(reasons)
-    if not math.isfinite(search.error(must)):
-        _refuse(search.write(must), inputs)
-    chosen, reasons = _buy_precision(search, reasons, limit=limit)
-    written = search.write(chosen)
-    error = _error(written, inputs, run_batches(model, inputs))
-    if not math.isfinite(error):
-        _refuse(written, inputs)
-    nodes = {node.name: node for node in proto.graph.node}
-    islands = [
-        Island(
-            node=name,
-            module=module_of(nodes[name]),
-            operator=nodes[name].op_type,
-            reason=reasons[name],
-            error_with=search.error(chosen),
-            error_without=without,
-        )
-        for name, without in _errors_without(search, chosen, reasons).items()
-    ]
-    types = element_types(proto)
-    floats = sum(types.get(node.output[0]) == TensorProto.FLOAT for node in proto.graph.node)
-    half = len(search.candidates) - len(chosen)
-    return MixedPrecision(written, tuple(islands), half, floats - half, error)
+    trials = Trials(model, inputs)
+    islands = out_of_range(trials.proto, inputs, among=trials.candidates)
+    images = trials.worst_images(frozenset(islands))
+    islands = _keep_finite(trials, islands)
+    islands = _buy_precision(trials, islands, images, limit=limit)
+    chosen = frozenset(islands)
+    nodes = {node.name: node for node in trials.proto.graph.node}
+    types = element_types(trials.proto)
+    floats = sum(types.get(node.output[0]) == TensorProto.FLOAT for node in nodes.values())
+    half = len(trials.candidates) - len(chosen)
+    return MixedPrecision(
+        model=trials.write(chosen),
+        islands=tuple(
+            Island(
+                node=name,
+                module=module_of(nodes[name]),
+                operator=nodes[name].op_type,
+                reason=islands[name],
+                error_with=trials.error(chosen, images),
+                error_without=without,
+            )
+            for name, without in _errors_without(trials, islands, images).items()
+        ),
+        fp16_nodes=half,
+        fp32_nodes=floats - half,
+        scaled_error=trials.error(chosen),
+    )
 
 
-class _Search:
-    """Writes the graph with some nodes in fp32, and measures the error; each choice once."""
+def _keep_finite(trials: Trials, islands: dict[str, str]) -> dict[str, str]:
+    """Keep in fp32 what makes an answer not finite, and from there upstream as far as it takes."""
+    reasons: dict[str, str] = {}
+    must, guilty = frozenset(islands), ""
+    for _ in range(_STEPS):
+        chosen = frozenset({*must, *reasons})
+        if math.isfinite(trials.error(chosen)):
+            break
+        guilty = locate_nonfinite(trials.write(chosen), trials.inputs) or ""
+        new = _upstream(trials, guilty, chosen) - chosen
+        reasons |= dict.fromkeys(new, f"not finite: '{guilty}' would be infinite or no number")
+    else:
+        refuse_nonfinite(guilty, "fp16")
+    few = fewest(
+        trials.in_order(reasons),
+        lambda some: not trials.are_spent and math.isfinite(trials.error(must | some)),
+    )
+    return islands | {name: reasons[name] for name in few}
 
-    def __init__(self, model: bytes, inputs: NDArray[np.float32]) -> None:
-        self.proto = onnx.load_model_from_string(model)
-        self.candidates = convertible(self.proto)
-        self._inputs, self._reference = inputs, run_batches(model, inputs)
-        self._errors: dict[frozenset[str], float] = {}
 
-    def write(self, single: Collection[str]) -> bytes:
-        half = [name for name in self.candidates if name not in single]
-        return bytes(write_fp16(self.proto, half).SerializeToString(deterministic=True))
-
-    def error(self, single: frozenset[str]) -> float:
-        if single not in self._errors:
-            self._errors[single] = _error(self.write(single), self._inputs, self._reference)
-        return self._errors[single]
-
-
-def _error(model: bytes, inputs: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Return the scaled error of the emulated answers, infinite if one is not finite."""
-    answers = run_batches(emulate_fp16(model), inputs)
-    if not np.isfinite(answers).all():
-        return math.inf
-    return float(np.abs(answers - reference).max() / np.ptp(reference))
+def _upstream(trials: Trials, name: str, chosen: Collection[str]) -> frozenset[str]:
+    """Return a node and what it reads; of what is fp32 already, what that reads instead."""
+    nodes = {node.name: node for node in trials.proto.graph.node}
+    makers = {output: node.name for node in nodes.values() for output in node.output}
+    found: set[str] = set()
+    front = {name} & nodes.keys()
+    while front:
+        found |= front
+        expanded = [n for n in front if n == name or n in chosen]
+        read = {makers[each] for n in expanded for each in nodes[n].input if each in makers}
+        front = read - found
+    return frozenset(found & {*trials.candidates})
 
 
 def _buy_precision(
-    search: _Search, reasons: dict[str, str], *, limit: float
-) -> tuple[frozenset[str], dict[str, str]]:
+    trials: Trials, islands: dict[str, str], images: list[int], *, limit: float
+) -> dict[str, str]:
     """Keep kinds of operators in fp32, the most helpful first, until the error is small."""
-    chosen, reasons = frozenset(reasons), dict(reasons)
-    while search.error(chosen) > limit:
-        before = search.error(chosen)
-        kinds = _kinds(search, chosen)
-        if not kinds:
+    before = trials.error(frozenset(islands))
+    if before <= limit:
+        return islands
+    more = dict(islands)
+    while trials.error(chosen := frozenset(more), images) > limit and not trials.are_spent:
+        found = _most_helpful(trials, chosen, images)
+        if found is None:
             break
-        best = min(kinds, key=lambda kind: search.error(chosen | kinds[kind]))
-        after = search.error(chosen | kinds[best])
-        if after > _HELPS * before:
-            break
-        enough = max(limit, _ALMOST * after)
-        in_order = [name for name in search.candidates if name in kinds[best]]
-        few = _fewest(in_order, lambda some: search.error(chosen | some) <= enough)  # noqa: B023
-        reasons |= dict.fromkeys(few, f"precision: {best} in fp32")
-        chosen |= few
-    return chosen, reasons
+        kind, nodes = found
+        enough = max(limit, _ALMOST * trials.error(chosen | nodes, images))
+        few = fewest(
+            trials.in_order(nodes),
+            lambda some: (
+                not trials.are_spent and trials.error(chosen | some, images) <= enough  # noqa: B023
+            ),
+        )
+        more |= dict.fromkeys(few, f"precision: {kind} in fp32")
+    return more if trials.error(frozenset(more)) <= _HELPS * before else islands
 
 
-def _kinds(search: _Search, chosen: frozenset[str]) -> dict[str, frozenset[str]]:
-    """Return what may be tried in fp32: the nodes of an operator, without and with their readers.
+def _most_helpful(
+    trials: Trials, chosen: frozenset[str], images: list[int]
+) -> tuple[str, frozenset[str]] | None:
+    """Return the kind of operators, and its nodes, whose fp32 helps most; None if none helps.
 
-    A difference of two exact numbers is no use if it is rounded before: that takes both.
+    A difference of two exact numbers is no use if it is rounded before. So where no operator helps
+    by itself, each is tried together with what reads it.
     """
-    free = [n for n in search.proto.graph.node if n.name in {*search.candidates} - chosen]
+    free = [n for n in trials.proto.graph.node if n.name in {*trials.candidates} - chosen]
     readers: dict[str, set[str]] = {}
     for node in free:
         for name in node.input:
             readers.setdefault(name, set()).add(node.name)
-    kinds: dict[str, frozenset[str]] = {}
-    for operator in sorted({node.op_type for node in free}):
+    alone: dict[str, frozenset[str]] = {}
+    read: dict[str, frozenset[str]] = {}
+    for operator in sorted({node.op_type for node in free} - _MOVES):
         members = [node for node in free if node.op_type == operator]
-        kinds[operator] = frozenset(node.name for node in members)
         reading = (readers.get(name, set()) for node in members for name in node.output)
-        kinds[f"{operator} and what reads it"] = kinds[operator].union(*reading)
-    return kinds
+        alone[operator] = frozenset(node.name for node in members)
+        read[f"{operator} and what reads it"] = alone[operator].union(*reading)
+    for kinds in (alone, read):
+        errors = {kind: trials.error(chosen | nodes, images) for kind, nodes in kinds.items()}
+        best = min(errors, key=errors.__getitem__, default=None)
+        if best is not None and errors[best] <= _HELPS * trials.error(chosen, images):
+            return best, kinds[best]
+    return None
 
 
-def _fewest(names: list[str], is_enough: Callable[[frozenset[str]], bool]) -> frozenset[str]:
-    """Return a small part of the names that is enough; all of them are.
-
-    Halves are left out while what remains is enough, then quarters, and so on to single ones
-    (delta debugging): about 2 log n trials when few matter.
-    """
-    kept, size = list(names), len(names) // 2
-    while size:
-        start = 0
-        while start < len(kept):
-            rest = kept[:start] + kept[start + size :]
-            if rest and is_enough(frozenset(rest)):
-                kept = rest
-            else:
-                start += size
-        size //= 2
-    return frozenset(kept)
-
-
-def _errors_without(
-    search: _Search, chosen: frozenset[str], reasons: dict[str, str]
-) -> dict[str, float]:
+def _errors_without(trials: Trials, islands: dict[str, str], images: list[int]) -> dict[str, float]:
     """Return the error without each island: one by one if they are few, else by their reasons."""
-    if len(chosen) <= _SEARCHED_ON:
-        return {name: search.error(chosen - {name}) for name in _ordered(search, chosen)}
-    groups: dict[str, frozenset[str]] = {}
-    for name in chosen:
-        group = reasons[name].partition(":")[0]
-        groups[group] = groups.get(group, frozenset()) | {name}
-    return {
-        name: search.error(chosen - groups[reasons[name].partition(":")[0]])
-        for name in _ordered(search, chosen)
-    }
+    chosen, kinds = frozenset(islands), {n: why.partition(":")[0] for n, why in islands.items()}
 
+    def together(name: str) -> frozenset[str]:
+        if len(chosen) <= _ONE_BY_ONE:
+            return frozenset({name})
+        return frozenset(other for other in chosen if kinds[other] == kinds[name])
 
-def _ordered(search: _Search, names: Iterable[str]) -> list[str]:
-    chosen = {*names}
-    return [name for name in search.candidates if name in chosen]
-
-
-def _refuse(model: bytes, inputs: NDArray[np.float32]) -> None:
-    where = locate_nonfinite(model, inputs)
-    raise CheckFailedError(
-        "an fp16 model answers with finite numbers",
-        found=f"the first that is not finite comes from '{where}'",
-        remedy="look at this module's weights and activations; or export fp32 only",
-    )
+    return {name: trials.error(chosen - together(name), images) for name in trials.in_order(chosen)}
 
 
 def _finite(error: float) -> float | None:

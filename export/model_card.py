@@ -79,7 +79,7 @@ def _variant_rows(variant: Variant, comparison: Comparison) -> dict[str, str]:
             f"{100 * (accuracy.lost - accuracy.gained) / accuracy.count:.2f} points "
             f"[{low:.2f}, {high:.2f}], gate {100 * accuracy.gate:.2f}"
             f"{' (set by hand)' if accuracy.is_overridden else ''}: "
-            f"{'certified' if accuracy.is_certified else 'n too small to certify'}"
+            f"{'certified' if accuracy.is_certified else 'not certified'}"
         )
     return {
         f"{name}, accuracy": measured,

@@ -77,6 +77,12 @@ def test_answers_that_differ_need_more_images_than_answers_that_do_not():
     assert judge_accuracy("int8", certain).certified
 
 
+def test_what_fails_its_gate_is_not_certified_however_many_images_there_are():
+    verdict = judge_accuracy("fp32", paired(20_000, gained=1))
+    assert verdict.text.endswith("FAILED")
+    assert not verdict.passed and not verdict.certified
+
+
 def test_where_the_loss_itself_fills_the_gate_more_images_are_not_promised():
     verdict = judge_accuracy("int8", paired(3000, lost=26))
     assert verdict.passed and not verdict.certified

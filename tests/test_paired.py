@@ -64,9 +64,10 @@ def test_the_comparison_is_plain_json():
     assert report["lost"] == 1 and len(report["interval"]) == 2
 
 
-def test_a_row_that_is_not_finite_is_a_wrong_answer_and_no_tie():
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_a_wrong_answer_and_no_tie(value):
     variant = answers(0, 1, 2, 0, 1)
-    variant[2, 0] = np.nan
+    variant[0, 0] = value  # the largest by argmax, and where the right answer stands
     paired = compare_answers(variant, answers(0, 1, 2, 0, 1), LABELS)
     assert (paired.lost, paired.flips, paired.ties, paired.ece) == (1, 1, 0, 1.0)
 

@@ -99,7 +99,7 @@ def _accuracy_row(name: str, variant: VariantResult) -> tuple[str, ...]:
         str(paired.ties),
         f"{100 * paired.net_loss:.2f} [{low:.2f}, {high:.2f}]",
         f"{100 * verdict.limit:.2f}{' by hand' if verdict.is_overridden else ''}",
-        "certified" if verdict.certified else "passed, n too small",
+        "certified" if verdict.certified else "passed, not certified",
         f"{paired.ece:.3f}",
         f"{paired.reference_ece:.3f}",
     )
