@@ -9,6 +9,7 @@ fp32. TensorRT reads the types under STRONGLY_TYPED; TensorRT 11 knows no other 
 """
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from export.tensors import element_types, module_of
 __all__ = ["convertible", "write_fp16"]
 
 _HALF, _SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+_BORN = {"Cast", "Constant"}  # can be written in fp16 beside fp32: no cast of a cast or a constant
 # The output's type is an attribute, or the values count something.
 _TYPED = {"Cast", "Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size"}
 _TYPED |= {"QuantizeLinear", "DequantizeLinear"}
@@ -100,9 +102,14 @@ class _Writer:
             elif is_half and _SINGLE in wanted:
                 casts.append(_cast(name, _SINGLE, module_of(node)))
             elif not is_half and _HALF in wanted:
-                casts.append(_cast(name, _HALF, module_of(node)))
-        yield new
+                casts.append(_made_half(new) or _cast(name, _HALF, module_of(node)))
+        is_only_half = any(cast.op_type == node.op_type for cast in casts) and node.op_type in _BORN
+        if not is_only_half or self._is_read_single(node.output[0]):
+            yield new
         yield from casts
+
+    def _is_read_single(self, name: str) -> bool:
+        return name in self._outputs or _SINGLE in self._wanted.get(name, ())
 
     def _read(self, name: str, kind: int) -> str:
         """Return the name under which a tensor is at hand in a type."""
@@ -141,6 +148,25 @@ def _named(name: str, kind: int) -> str:
 def _cast(name: str, kind: int, module: str, *, result: str | None = None) -> NodeProto:
     made = result or _named(name, kind)
     return helper.make_node("Cast", [name], [made], f"{module}/Cast.{made}", to=kind)
+
+
+def _made_half(node: NodeProto) -> NodeProto | None:
+    """Return a constant or a cast that makes fp16 at once; None for other operators."""
+    if node.op_type not in _BORN:
+        return None
+    made = _named(node.output[0], _HALF)
+    name = f"{module_of(node)}/{node.op_type}.{made}"
+    if node.op_type == "Cast":
+        return helper.make_node("Cast", node.input, [made], name, to=_HALF)
+    (value,) = (np.asarray(_constant(attribute)) for attribute in node.attribute)
+    with np.errstate(over="ignore"):
+        half = numpy_helper.from_array(value.astype(np.float16))
+    return helper.make_node("Constant", [], [made], name, value=half)
+
+
+def _constant(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
 def _takes_half(node: NodeProto, output: int) -> bool:

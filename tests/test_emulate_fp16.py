@@ -231,3 +231,24 @@ def test_a_weight_that_both_types_read_is_stored_in_both():
     assert kept == {"w": TensorProto.FLOAT, "w.fp16": TensorProto.FLOAT16}
     only = write_fp16(proto, ["y/MatMul", "a/MatMul"])
     assert [t.name for t in only.graph.initializer] == ["w.fp16"]
+
+
+def test_a_constant_or_a_cast_node_makes_fp16_at_once_and_no_cast_follows_it():
+    two = numpy_helper.from_array(np.full(8, 2, np.float32))
+    proto = graph(
+        helper.make_node("Constant", [], ["two"], "c/Constant", value=two),
+        node("Shape", ["x"], "shape"),
+        node("Cast", ["shape"], "sizes", to=TensorProto.FLOAT),
+        node("ReduceMax", ["sizes"], "most", keepdims=0),
+        node("Mul", ["x", "two"], "a"),
+        node("Mul", ["a", "most"], "y"),
+    )
+    mixed = write_fp16(proto, convertible(proto))
+    onnx.checker.check_model(mixed, full_check=True)
+    made = [(n.op_type, n.output[0]) for n in mixed.graph.node if not n.output[0].startswith("y")]
+    assert [op for op, _ in made] == ["Cast", "Constant", "Shape", "Cast", "ReduceMax", "Mul"]
+    assert {"two.fp16", "sizes.fp16"} < {name for _, name in made}
+    actual = run_batches(emulate_fp16(mixed.SerializeToString()), X)
+    np.testing.assert_array_equal(actual, half(half(2 * half(X)) * 8))
+    both = write_fp16(proto, ["y/Mul", "most/ReduceMax"])  # the constant is read in fp32 here
+    assert "two" in {n.output[0] for n in both.graph.node}
