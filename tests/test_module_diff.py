@@ -129,9 +129,11 @@ def test_an_fp16_file_is_compared_tensor_by_tensor_and_an_overflow_is_named(resn
     assert strict.parting.module == "bn1"  # the control: the first that rounds
 
 
-def test_an_int8_file_is_compared_tensor_by_tensor(resnet):
+@pytest.mark.parametrize("scheme", ["tensorrt", "u8s8"])
+def test_an_int8_file_is_compared_tensor_by_tensor(scheme, resnet):
+    """That for a CPU drops ReLUs and gives their names to the tensors before them."""
     model, x, (simple, fp32) = resnet
-    file = quantize(fp32, [x.numpy()], scheme="tensorrt", method="minmax")
+    file = quantize(fp32, [x.numpy()], scheme=scheme, method="minmax")
     found = compare_modules(model, simple, fp32, file, inputs=x, limit=0.5)
     errors = [row.error for row in found.rows if row.error is not None]
     assert found.parting is None and len(errors) > 30 and 1e-3 < max(errors) < 0.5
