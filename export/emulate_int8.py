@@ -10,29 +10,20 @@ import platform
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from deploy.bundle.manifest import Tolerance
 from deploy.measure.compare import compare
+from export.run_onnx import open_run
 
 __all__ = ["describe_int8", "run_emulated", "sqnr_db"]
 
-_IMAGES = 8
 _ANY = Tolerance(max_scaled_error=1.0, min_top1_agreement=0.0, reason="measured, not judged")
 
 
 def run_emulated(model: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the first output for (N, 3, H, W) inputs, without any integer kernel."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    (spec,) = session.get_inputs()
-    size = spec.shape[0] if isinstance(spec.shape[0], int) else _IMAGES
-    batches = (inputs[i : i + size] for i in range(0, len(inputs), size))
-    return np.concatenate([session.run(None, {spec.name: batch})[0] for batch in batches])
+    return open_run(model, integers=False)(inputs)
 
 
 def sqnr_db(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
