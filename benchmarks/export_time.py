@@ -4,9 +4,9 @@
     python benchmarks/export_time.py --quick    1 round of our CNN
 
 *file*: the simplification and its proof in float64, ONNX, its check against the module, the gates.
-*bundle*: everything that `export_bundle` does for fp32 and a Jetson, without held-out images; beside
-that NVIDIA's parser and builder, and 64 golden images through the model in float64 and through the
-file. Exits with 1 where the median ratio of a file is above 1.5; the bundle's is only reported.
+*bundle*: all that `export_bundle` does for fp32 and a Jetson, without held-out images: NVIDIA's
+parser and builder, too, and 64 golden images through the model in float64 and the file. Exits
+with 1 where the median ratio of a file is above 1.5; the bundle's is only reported.
 """
 
 import argparse

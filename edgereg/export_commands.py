@@ -213,6 +213,8 @@ def _bisect(args: argparse.Namespace) -> int:
         target=args.target,
         precisions=_precisions(args.precision),
         calibration=_calibration(args),
+        max_batch=args.max_batch,
+        takes_pixels=args.input == "uint8",
         on_stage=say,
     )
     return _print_diffs(diffs, as_json=args.json)

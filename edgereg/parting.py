@@ -1,7 +1,9 @@
 """Compare an export with its checkpoint, module by module: one made for it, or a bundle's."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,13 @@ from deploy.bundle.read import open_bundle
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
 from edgereg.checkpoint import load_classifier
-from edgereg.data.images import Images, evenly, labels_of
+from edgereg.data.images import Images, check_classes, evenly, labels_of
 from edgereg.errors import EdgeregError
+from edgereg.ship import draw_calibration
 from export.holdout import as_float
 from export.module_diff import ModuleDiff, compare_modules
 from export.pixels import read_pixels
+from export.request import MIN_GOLDEN, check_precisions
 from export.simplify import simplify
 from export.targets import Precision, find_target
 from export.to_onnx import to_onnx
@@ -23,8 +27,7 @@ from export.variants import TOLERANCES, make_variant
 
 __all__ = ["bisect_export", "diff_bundle"]
 
-_COMPARED, _GOLDEN = 2, 64  # images
-_CALIBRATION = 256
+_COMPARED = 2  # images
 
 
 def bisect_export(
@@ -34,6 +37,8 @@ def bisect_export(
     target: str,
     precisions: Sequence[Precision],
     calibration: Images | None,
+    max_batch: int = 1,
+    takes_pixels: bool = False,
     on_stage: Callable[[str], None],
 ) -> dict[str, ModuleDiff]:
     """Make each variant without any gate, write nothing, and compare it module by module.
@@ -44,31 +49,41 @@ def bisect_export(
         target: A key of `export.targets.TARGETS`.
         precisions: Which variants.
         calibration: Images that int8 takes its ranges from.
+        max_batch: As of the export.
+        takes_pixels: As of the export.
         on_stage: Told what comes next.
 
     Raises:
         DeployError, EdgeregError: The export fails even so, or the input cannot be used.
     """
     row = find_target(target)
-    if "int8" in precisions and calibration is None:
-        raise EdgeregError(
-            "int8 takes its ranges from calibration images",
-            found="none",
-            remedy="give images of the training set with --calib",
-        )
+    drawn = () if calibration is None else draw_calibration(calibration)
+    check_precisions(row, precisions, calibration=drawn)
     model, checkpoint = load_classifier(checkpoint_path)
-    spec = checkpoint.recipe.preprocessing()
+    check_classes(images, checkpoint.class_names)
+    if len(images) < _COMPARED:
+        raise EdgeregError(
+            f"modules are compared on {_COMPARED} images",
+            found=f"'{images.name}' has {len(images)}",
+            remedy="add images",
+        )
+    spec = dataclasses.replace(
+        checkpoint.recipe.preprocessing(), layout="nhwc-uint8" if takes_pixels else "nchw-float32"
+    )
 
-    def preprocessed(encoded: Sequence[bytes]) -> NDArray[np.float32]:
-        decoded = [decode(data, name=f"image {i}") for i, data in enumerate(encoded)]
-        return preprocess(decoded, spec)
+    def preprocessed(encoded: Sequence[bytes], first: int) -> NDArray[Any]:
+        named = ((data, f"calibration image {first + i}") for i, data in enumerate(encoded))
+        return preprocess([decode(data, name=name) for data, name in named], spec)
 
-    chosen = evenly(labels_of(images), _GOLDEN)
+    chosen = evenly(labels_of(images), MIN_GOLDEN)
     golden = preprocess([images.load(int(index)) for index in chosen], spec)
-    inputs = torch.from_numpy(golden[:_COMPARED])
+    fed = golden[[0, -1]]  # of different classes
+    inputs = torch.from_numpy(as_float(fed, spec))
     on_stage("simplifying, and writing the fp32 file")
     simple = simplify(model, (inputs,)).model
-    fp32 = to_onnx(simple, (inputs,), target=row)
+    fp32 = to_onnx(simple, (inputs,), target=row, max_batch=max_batch)
+    if takes_pixels:
+        fp32 = read_pixels(fp32, spec)
     diffs: dict[str, ModuleDiff] = {}
     for precision in precisions:
         made = make_variant(
@@ -76,7 +91,7 @@ def bisect_export(
             fp32,
             target=row,
             golden=golden,
-            calibration=() if calibration is None else _drawn(calibration),
+            calibration=drawn,
             preprocess=preprocessed,
             is_good=lambda file: True,
             on_stage=on_stage,
@@ -84,7 +99,7 @@ def bisect_export(
         on_stage(f"comparing {precision} with the model, module by module")
         limit = TOLERANCES[precision].max_scaled_error
         diffs[precision] = compare_modules(
-            model, simple, fp32, made.file, inputs=inputs, limit=limit
+            model, simple, fp32, made.file, inputs=inputs, limit=limit, fed=fed
         )
     return diffs
 
@@ -109,7 +124,7 @@ def diff_bundle(
             remedy="name the checkpoint that was exported",
         )
     manifest = bundle.manifest
-    fed = np.ascontiguousarray(bundle.array(manifest.golden.preprocessed)[:_COMPARED])
+    fed = np.ascontiguousarray(bundle.array(manifest.golden.preprocessed)[[0, -1]])
     inputs = torch.from_numpy(as_float(fed, manifest.preprocessing))
     on_stage("simplifying the checkpoint, and writing its fp32 file")
     simple = simplify(model, (inputs,)).model
@@ -130,8 +145,3 @@ def diff_bundle(
             fed=fed,
         )
     return diffs
-
-
-def _drawn(images: Images) -> list[bytes]:
-    order = np.random.default_rng(0).permutation(len(images))[:_CALIBRATION]
-    return [images.encoded(int(index)) for index in order]

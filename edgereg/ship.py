@@ -21,7 +21,7 @@ from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
 from export.request import MIN_GOLDEN, ExportRequest
 from export.targets import Precision, find_target
 
-__all__ = ["MAX_CALIBRATION", "MAX_HOLDOUT", "ship"]
+__all__ = ["MAX_CALIBRATION", "MAX_HOLDOUT", "draw_calibration", "ship"]
 
 MAX_HOLDOUT = 10_000  # images on which the accuracy is measured
 MAX_CALIBRATION = 256  # images that give the ranges of fp16 and int8
@@ -86,6 +86,9 @@ def ship(
         )
     chosen = () if calibration is None else _calibration(calibration, images)
     golden = evenly(labels, max(MIN_GOLDEN, len(checkpoint.class_names)))
+    shows_all = len(set(labels.tolist())) == len(checkpoint.class_names)
+    if not shows_all:
+        on_stage(f"'{images.name}' lacks a class: the golden images go without labels")
     held_out = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_HOLDOUT])
     request = ExportRequest(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint_path.resolve().name),
@@ -96,7 +99,7 @@ def ship(
             layout="nhwc-uint8" if takes_pixels else "nchw-float32",
         ),
         golden_images=[images.encoded(int(index)) for index in golden],
-        golden_labels=[int(label) for label in labels[golden]],
+        golden_labels=[int(label) for label in labels[golden]] if shows_all else None,
         holdout=(
             _Decoded(images, held_out),
             [int(label) for label in labels[held_out]],
@@ -120,10 +123,9 @@ def ship(
         },
     )
     result = export_bundle(model, out, request=request, force=force, on_stage=on_stage)
-    for path, text in zip(
-        _reports(out), (json.dumps(export_json(result), indent=1), export_page(result)), strict=True
-    ):
-        publish_text(path, text + "\n")
+    as_json, as_page = _reports(out)
+    publish_text(as_json, json.dumps(export_json(result), indent=1, allow_nan=False) + "\n")
+    publish_text(as_page, export_page(result))
     return result
 
 
@@ -140,8 +142,13 @@ def _calibration(calibration: Images, held_out: Images) -> Sequence[bytes]:
         for images in (calibration, held_out)
     )
     assert_disjoint(*hashes)
-    drawn = np.random.default_rng(0).permutation(len(calibration))[:MAX_CALIBRATION]
-    return [calibration.encoded(int(index)) for index in drawn]
+    return draw_calibration(calibration)
+
+
+def draw_calibration(images: Images) -> Sequence[bytes]:
+    """Draw the images that give the ranges of fp16 and int8, always the same ones."""
+    drawn = np.random.default_rng(0).permutation(len(images))[:MAX_CALIBRATION]
+    return [images.encoded(int(index)) for index in drawn]
 
 
 def _calibration_provenance(

@@ -108,7 +108,9 @@ class Histogram:
         """Count finite values of any shape."""
         low, high = float(values.min()), float(values.max())
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
-        self._widen(int(np.frexp(max(-low, high, 0.0))[1]))
+        peak = max(-low, high)
+        if peak > 0:  # frexp calls zero 0 * 2^0, and it fits any span
+            self._widen(int(np.frexp(peak)[1]))
         scale = np.float32(2.0**-self.exponent * BINS)
         bins = np.floor(values.ravel() * scale).astype(np.int32) + BINS
         self.counts += np.bincount(bins, minlength=2 * BINS)

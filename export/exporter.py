@@ -142,7 +142,9 @@ def export_bundle(
             target=target,
             golden=inputs,
             calibration=request.calibration,
-            preprocess=lambda encoded: _preprocess(request, encoded),
+            preprocess=lambda encoded, first: _preprocess(
+                request, encoded, [f"calibration image {first + i}" for i in range(len(encoded))]
+            ),
             is_good=judging.is_good_int8,
             on_stage=on_stage,
         )
@@ -174,9 +176,8 @@ def export_bundle(
 
 
 def _preprocess(
-    request: ExportRequest, encoded: Sequence[bytes], names: Sequence[str] | None = None
+    request: ExportRequest, encoded: Sequence[bytes], names: Sequence[str]
 ) -> NDArray[Any]:
-    names = names or [f"calibration image {i}" for i in range(len(encoded))]
     decoded = [decode(data, name=name) for data, name in zip(encoded, names, strict=True)]
     return preprocess(decoded, request.preprocessing)
 

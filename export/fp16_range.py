@@ -2,7 +2,9 @@
 
 A node overflows by what it reads (its weights too), by what it makes, or by a sum on the way from
 one to the other, which is seen in neither: a mean over a large map, the squares of a normalisation.
-Whether a GPU keeps such a sum in fp16 depends on the kernel; so no sum may come near.
+Whether a GPU keeps such a sum in fp16 depends on the kernel; so the sums of reductions and of
+normalisations may not come near. Those within a product or a convolution are not looked at: GPUs
+add them in fp32.
 """
 
 from collections.abc import Collection
@@ -11,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
-from export.tensors import element_types, observe
+from export.tensors import element_types, observe, stored_values
 
 __all__ = ["out_of_range"]
 
@@ -29,9 +31,14 @@ def out_of_range(
 ) -> dict[str, str]:
     """Return the nodes that read, make or sum what is near the end of fp16, with what it is."""
     types = element_types(proto)
-    stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    stored = stored_values(proto)
     nodes = [node for node in proto.graph.node if node.name in among]
-    floats = {n for node in nodes for n in (*node.input, *node.output) if types.get(n) == 1}
+    floats = {
+        n
+        for node in nodes
+        for n in (*node.input, *node.output)
+        if types.get(n) == TensorProto.FLOAT
+    }
     largest = {name: _magnitude(stored[name]) for name in floats & stored.keys()}
     sums: dict[str, float] = {}
     seen = sorted(floats - stored.keys())

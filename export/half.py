@@ -28,14 +28,16 @@ _TYPED |= {"QuantizeLinear", "DequantizeLinear"}
 
 def convertible(proto: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes that can compute in fp16, in order."""
-    types = element_types(proto)
+    types, opset = element_types(proto), _opset(proto)
     return [
         node.name
         for node in proto.graph.node
         if node.op_type not in _TYPED
         and any(types.get(name) == _SINGLE for name in node.output)
         and all(
-            _takes_half(node, i) for i, name in enumerate(node.output) if types.get(name) == _SINGLE
+            _takes_half(node, i, opset)
+            for i, name in enumerate(node.output)
+            if types.get(name) == _SINGLE
         )
     ]
 
@@ -67,6 +69,7 @@ class _Writer:
 
     def __init__(self, proto: onnx.ModelProto, half: set[str]) -> None:
         self._types = element_types(proto)
+        self._opset = _opset(proto)
         self._half = half
         self._stored = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._outputs = {value.name for value in proto.graph.output}
@@ -89,7 +92,7 @@ class _Writer:
         for i, name in enumerate(node.input):
             if self._types.get(name) == _SINGLE:
                 new.input[i] = self._read(
-                    name, _HALF if is_half and _reads_half(node, i) else _SINGLE
+                    name, _HALF if is_half and _reads_half(node, i, self._opset) else _SINGLE
                 )
         casts = []
         for i, name in enumerate(node.output):
@@ -132,12 +135,13 @@ def _readers_types(
     proto: onnx.ModelProto, half: set[str], types: dict[str, int]
 ) -> dict[str, set[int]]:
     """Return the types in which the readers of each tensor want it."""
+    opset = _opset(proto)
     wanted: dict[str, set[int]] = {}
     for node in proto.graph.node:
         for i, name in enumerate(node.input):
             if types.get(name) == _SINGLE:
-                kind = _HALF if node.name in half and _reads_half(node, i) else int(_SINGLE)
-                wanted.setdefault(name, set()).add(kind)
+                is_half = node.name in half and _reads_half(node, i, opset)
+                wanted.setdefault(name, set()).add(_HALF if is_half else int(_SINGLE))
     return wanted
 
 
@@ -169,13 +173,18 @@ def _constant(attribute: onnx.AttributeProto) -> Any:
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
-def _takes_half(node: NodeProto, output: int) -> bool:
+def _opset(proto: onnx.ModelProto) -> int:
+    (version,) = (entry.version for entry in proto.opset_import if not entry.domain)
+    return int(version)
+
+
+def _takes_half(node: NodeProto, output: int, opset: int) -> bool:
     """Say whether an operator's output may be fp16."""
-    schema = onnx.defs.get_schema(node.op_type)
+    schema = onnx.defs.get_schema(node.op_type, opset)
     return "tensor(float16)" in schema.outputs[min(output, len(schema.outputs) - 1)].types
 
 
-def _reads_half(node: NodeProto, place: int) -> bool:
+def _reads_half(node: NodeProto, place: int, opset: int) -> bool:
     """Say whether an fp16 node reads an input in fp16; Resize's scales are fp32 always."""
-    schema = onnx.defs.get_schema(node.op_type)
+    schema = onnx.defs.get_schema(node.op_type, opset)
     return "tensor(float16)" in schema.inputs[min(place, len(schema.inputs) - 1)].types

@@ -22,6 +22,7 @@ from export.gates import assert_exportable
 from export.holdout import Holdout, as_float
 from export.request import ExportRequest
 from export.resize_ablation import ResizeAblation, measure_resize
+from export.run_onnx import Run
 from export.speed import Speed, assert_not_slower, compare_speed
 from export.targets import Precision, Target
 from export.trace import frozen_copy
@@ -109,6 +110,7 @@ class Judging:
                 found=f"{'; '.join(comparison.reasons)}, on {comparison.count} golden images",
                 remedy="`edgereg export --bisect` names the module at which they part",
             )
+        self._check_batches(precision, run)
         paired = self._accuracy(precision, made.file)
         verdict = None if paired is None else self._gate(precision, paired)
         if verdict is not None:
@@ -136,6 +138,20 @@ class Judging:
             details=made.details,
             seconds=time.perf_counter() - begun,
         )
+
+    def _check_batches(self, precision: Precision, run: Run) -> None:
+        """Run the file at both ends of its batch range and halfway: each image answers alike."""
+        largest = self.request.max_batch
+        answers = run(self.inputs)
+        for size in sorted({1, (1 + largest) // 2, largest}):
+            some = run(np.resize(self.inputs, (size, *self.inputs.shape[1:])))
+            error = np.abs(some - np.resize(answers, some.shape)).max() / np.ptp(answers)
+            if not error <= TOLERANCES[precision].max_scaled_error:
+                raise CheckFailedError(
+                    "a file gives an image the same answer in a batch of any size",
+                    found=f"{precision}: scaled error {error:.1e} in a batch of {size}",
+                    remedy="export with a static shape, or report it with the model's code",
+                )
 
     def resize_ablation(self, fp32: bytes) -> ResizeAblation | None:
         """Measure what another resize would cost; None without held-out images."""

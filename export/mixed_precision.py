@@ -122,8 +122,8 @@ def to_fp16(model: bytes, inputs: NDArray[Any], *, limit: float = _LIMIT) -> Mix
     """
     trials = Trials(model, inputs)
     islands = out_of_range(trials.proto, inputs, among=trials.candidates)
-    images = trials.worst_images(frozenset(islands))
     islands = _keep_finite(trials, islands)
+    images = trials.worst_images(frozenset(islands))
     islands = _buy_precision(trials, islands, images, limit=limit)
     chosen = frozenset(islands)
     nodes = {node.name: node for node in trials.proto.graph.node}
@@ -159,8 +159,10 @@ def _keep_finite(trials: Trials, islands: dict[str, str]) -> dict[str, str]:
             break
         guilty = locate_nonfinite(trials.write(chosen), trials.inputs) or ""
         new = _upstream(trials, guilty, chosen) - chosen
+        if not new:
+            refuse_nonfinite(guilty, "fp16")
         reasons |= dict.fromkeys(new, f"not finite: '{guilty}' would be infinite or no number")
-    else:
+    if not math.isfinite(trials.error(frozenset({*must, *reasons}))):
         refuse_nonfinite(guilty, "fp16")
     few = fewest(
         trials.in_order(reasons),

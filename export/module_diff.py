@@ -12,7 +12,7 @@ what is gone by right is not in it either.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,9 +160,10 @@ def compare_modules(
         fed: What the files take, if that is not the images as they are.
     """
     fed = inputs.numpy() if fed is None else fed
-    calls = [*_calls(model, inputs)]
+    calls = _calls(model, inputs)
     kept = _Values()
-    evaluate(simplified, (inputs,), on_value=lambda name, value: kept.add(name, value.numpy()))
+    for name, value in _node_values(simplified, inputs).items():
+        kept.add(name, value)
     found = _run(fp32, fed)
     theirs = found if file == fp32 else _run(emulate_fp16(file), fed)
     rows = [_row(name, kind, value, kept, found, theirs) for name, kind, value in calls]
@@ -209,10 +210,35 @@ def _permutations(rank: int) -> Iterator[tuple[int, ...]]:
         yield (0, *rest)
 
 
-def _calls(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, str, _Array]]:
-    """Run the model in float64 and yield each module's name, class and output."""
+def _one_by_one(inputs: Tensor) -> list[Tensor]:
+    return [inputs[i : i + 1] for i in range(len(inputs))]
+
+
+def _stacked(values: Sequence[_Array]) -> _Array:
+    """Return the values for each image as one array, the images first.
+
+    Each image is run alone, and axes of size 1 are dropped: wherever a model keeps its batch, as
+    sequence-first attention does in the second place, the images are found in the first.
+    """
+    return np.stack([np.squeeze(value) for value in values])
+
+
+def _node_values(simplified: GraphModule, inputs: Tensor) -> dict[str, _Array]:
+    """Run a graph in float64 on each image and return the value of each node."""
+    values: dict[str, list[_Array]] = {}
+    for image in _one_by_one(inputs):
+        evaluate(
+            simplified,
+            (image,),
+            on_value=lambda name, value: values.setdefault(name, []).append(value.numpy().copy()),
+        )
+    return {name: _stacked(parts) for name, parts in values.items()}
+
+
+def _calls(model: nn.Module, inputs: Tensor) -> list[tuple[str, str, _Array]]:
+    """Run the model in float64 on each image; return each module's name, class and output."""
     frozen, seen = frozen_copy(model), dict[str, int]()
-    calls: list[tuple[str, str, _Array]] = []
+    calls: dict[str, tuple[str, list[_Array]]] = {}
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
@@ -222,15 +248,18 @@ def _calls(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, str, _Array]
             seen[name] = seen.get(name, 0) + 1
             label = name if seen[name] == 1 else f"{name}#{seen[name]}"
             # A copy: the next module may change it in place.
-            calls.append((label, type(module).__name__, tensors[0].detach().clone().numpy()))
+            _, parts = calls.setdefault(label, (type(module).__name__, []))
+            parts.append(tensors[0].detach().clone().numpy())
 
         return record
 
     for name, module in frozen.named_modules():
         if name:
             module.register_forward_hook(hook(name))
-    evaluate(frozen, (inputs,))
-    yield from calls
+    for image in _one_by_one(inputs):
+        seen.clear()
+        evaluate(frozen, (image,))
+    return [(label, kind, _stacked(parts)) for label, (kind, parts) in calls.items()]
 
 
 def _run(file: bytes, inputs: NDArray[Any]) -> _Values:
@@ -243,9 +272,7 @@ def _run(file: bytes, inputs: NDArray[Any]) -> _Values:
     quantized = _after_quantization(proto)
     values = _Values()
     for name in names:
-        parts = [np.asarray(run[quantized.get(name, name)]) for run in runs]
-        if all(part.ndim for part in parts):
-            values.add(name, np.concatenate(parts))
+        values.add(name, _stacked([np.asarray(run[quantized.get(name, name)]) for run in runs]))
     return values
 
 
@@ -287,7 +314,8 @@ def _error(actual: _Array, expected: _Array) -> float:
 
 def _output_error(model: nn.Module, file: bytes, inputs: Tensor, theirs: _Values) -> float:
     (output,) = onnx.load_model_from_string(file).graph.output
-    expected = evaluate(frozen_copy(model), (inputs,))[0].numpy()
+    frozen = frozen_copy(model)
+    expected = _stacked([evaluate(frozen, (image,))[0].numpy() for image in _one_by_one(inputs)])
     return _error(theirs.arrays[output.name], expected)
 
 

@@ -11,12 +11,15 @@ Source: the operators' changelog of ONNX, versions 13 to 18.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
 
 from deploy.errors import CheckFailedError
+from export.tensors import stored_values
 
 __all__ = ["to_opset_17"]
 
@@ -31,7 +34,7 @@ _REDUCTIONS = {
     "ReduceProd",
     "ReduceSumSquare",
 }
-_Stored = dict[str, onnx.TensorProto]
+_Stored = dict[str, NDArray[Any]]
 
 
 def to_opset_17(proto: onnx.ModelProto) -> None:
@@ -41,9 +44,7 @@ def to_opset_17(proto: onnx.ModelProto) -> None:
         CheckFailedError: A node does what opset 17 has no word for.
     """
     graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    constants = [node for node in graph.node if node.op_type == "Constant"]
-    stored |= {n.output[0]: a.t for n in constants for a in n.attribute if a.name == "value"}
+    stored = stored_values(proto)
     for node in graph.node:
         if _since(node, 17) == _since(node, 18):
             continue
@@ -132,7 +133,7 @@ def _lower_scatter(node: NodeProto, stored: _Stored) -> str:
 def _numbers(name: str, stored: _Stored) -> Sequence[int] | None:
     if name not in stored:
         return None
-    return [int(n) for n in np.atleast_1d(numpy_helper.to_array(stored[name]))]
+    return [int(n) for n in np.atleast_1d(stored[name])]
 
 
 def _attribute(node: NodeProto, name: str) -> object:

@@ -137,6 +137,8 @@ def write_int8(
     )
     quantizer.quantize_model()
     written: onnx.ModelProto = quantizer.model.model
+    if scheme == "tensorrt":
+        _free_other_readers(written.graph, chosen)
     _sort_nodes(written.graph)
     _name_nodes(written.graph, owners)
     _clean(written, proto)
@@ -208,6 +210,26 @@ def _owners(graph: onnx.GraphProto) -> dict[str, str]:
             owners.setdefault(tensor, module)
         owners.update(dict.fromkeys(node.output, module))
     return owners
+
+
+def _free_other_readers(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+    """Let whatever is not in int8 read the tensors themselves.
+
+    The quantizer hands Q/DQ to every reader of a tensor where one alone is quantized: a residual
+    sum, or a layer that is left in float, would be fed what was rounded for its neighbour.
+    """
+    given = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"
+    }
+    original = {
+        node.output[0]: given[node.input[0]]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in given
+    }
+    for node in graph.node:
+        if node.name not in chosen:
+            for i, name in enumerate(node.input):
+                node.input[i] = original.get(name, name)
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

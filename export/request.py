@@ -11,9 +11,9 @@ from deploy.errors import BadInputError
 from deploy.runtime.preprocess import Preprocessing
 from export.calibrate import assert_disjoint, calibration_provenance
 from export.model_card import LICENSES
-from export.targets import Precision, find_target
+from export.targets import Precision, Target, find_target
 
-__all__ = ["MIN_GOLDEN", "ExportRequest", "check_request"]
+__all__ = ["MIN_GOLDEN", "ExportRequest", "check_precisions", "check_request"]
 
 # Latencies of so many images have a 90th percentile (device-side statistics want 64).
 MIN_GOLDEN = 64
@@ -36,8 +36,9 @@ class ExportRequest:
         holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes. They
             are taken a few at a time, so the sequence may decode when it is asked.
         precisions: What the bundle is to hold; fp32 is made in any case: the others come from it.
-        calibration: Encoded images like those trained on, none of them golden or held out; int8
-            needs them, and fp16 finds its ranges on them if they are given.
+        calibration: Encoded images like those trained on, none of them golden, nor held out, which
+            is for the caller to see to; int8 needs them, and fp16 finds its ranges on them if they
+            are given.
         gates: Limits of the net loss of accuracy, as shares, in place of the usual ones.
         allow_slower: Whether a variant may be slower than fp32 where this host is the target.
         max_batch: 1 for a model of static shape, one image; more, and any batch up to it runs.
@@ -99,11 +100,19 @@ def check_request(request: ExportRequest) -> None:
     if request.holdout is not None:
         images, labels = request.holdout
         _check_classes("held-out", labels, count=len(images), classes=classes)
-    _check_precisions(request)
+    target = find_target(request.target)
+    check_precisions(target, request.precisions, calibration=request.calibration)
+    _check_judgement(request)
 
 
-def _check_precisions(request: ExportRequest) -> None:
-    target, asked = find_target(request.target), request.precisions
+def check_precisions(
+    target: Target, asked: Sequence[Precision], *, calibration: Sequence[bytes]
+) -> None:
+    """Refuse precisions that a target does not take, and int8 without images to calibrate on.
+
+    Raises:
+        BadInputError: So it is.
+    """
     refused = [each for each in asked if each not in target.precisions]
     if refused or not asked or len(set(asked)) < len(asked):
         raise BadInputError(
@@ -111,18 +120,28 @@ def _check_precisions(request: ExportRequest) -> None:
             found=", ".join(asked) or "none",
             remedy="leave out the others",
         )
-    lower = [each for each in asked if each != "fp32"]
+    if "int8" in asked and len(calibration) < MIN_CALIBRATION:
+        raise BadInputError(
+            f"int8 takes its ranges from at least {MIN_CALIBRATION} calibration images",
+            found=f"{len(calibration)}",
+            remedy="give images of the training set with --calib",
+        )
+
+
+def _check_judgement(request: ExportRequest) -> None:
+    lower = [each for each in request.precisions if each != "fp32"]
     if lower and request.holdout is None:
         raise BadInputError(
             "a lower precision is judged by its accuracy on labelled held-out images",
             found=f"{', '.join(lower)} and no such images",
             remedy="give some, or export fp32 only",
         )
-    if "int8" in asked and len(request.calibration) < MIN_CALIBRATION:
+    wrong = {p: limit for p, limit in request.gates.items() if not 0 <= limit <= 1}
+    if wrong:
         raise BadInputError(
-            f"int8 takes its ranges from at least {MIN_CALIBRATION} calibration images",
-            found=f"{len(request.calibration)}",
-            remedy="give images of the training set with --calib",
+            "a gate is a share of the images, from 0 to 1",
+            found=", ".join(f"{precision}: {limit}" for precision, limit in wrong.items()),
+            remedy="0.01 allows a net loss of one point",
         )
     if request.calibration:
         golden = calibration_provenance(request.golden_images).sha256

@@ -158,7 +158,9 @@ class _Search:
         """Return the SQNR with each layer alone in int8, the smallest first."""
         images, reference = self.held_back[:_RANKED_ON], self.reference[:_RANKED_ON]
         found = {}
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            if i % 10 == 0:
+                self.on_stage(f"ranking layer {i + 1} of {len(self.layers)}")
             alone = self.write(method, set(self.layers) - {layer})
             found[layer] = sqnr_db(run_emulated(alone, images), reference)
         ranking = dict(sorted(found.items(), key=lambda item: item[1]))

@@ -6,6 +6,7 @@ strikes both.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Speed:
 
     Attributes:
         ratio: Median of the rounds; below 1 is faster.
-        interval: Of the median, 95 %, by order statistics.
+        interval: Of the median, at least 95 %, by order statistics.
         ms: Median time of the variant.
         fp32_ms: Median time of the fp32 file.
         rounds: How many.
@@ -67,7 +68,7 @@ def compare_speed(model: bytes, fp32: bytes, image: NDArray[np.float32]) -> Spee
         pairs.append((between - begun, time.perf_counter() - between))
     pairs = pairs[_WARM_UP:]
     ratios = sorted(a / b for a, b in pairs)
-    reach = round(_Z * len(ratios) ** 0.5 / 2)  # ranks on each side of the median
+    reach = math.ceil(_Z * len(ratios) ** 0.5 / 2)  # ranks on each side of the median
     middle = len(ratios) // 2
     return Speed(
         ratio=ratios[middle],

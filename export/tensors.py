@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
 from export.run_onnx import open_session
 
-__all__ = ["element_types", "module_of", "observe"]
+__all__ = ["element_types", "module_of", "observe", "stored_values"]
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:
@@ -19,6 +19,19 @@ def element_types(proto: onnx.ModelProto) -> dict[str, int]:
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
     return types | {tensor.name: int(tensor.data_type) for tensor in graph.initializer}
+
+
+def stored_values(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Return the values of a graph's initializers and of its Constant nodes."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            (attribute,) = node.attribute
+            value = helper.get_attribute_value(attribute)
+            if isinstance(value, onnx.TensorProto):
+                value = numpy_helper.to_array(value)
+            values[node.output[0]] = np.asarray(value)
+    return values
 
 
 def module_of(node: NodeProto) -> str:

@@ -21,6 +21,7 @@ from deploy.measure.compare import compare
 from export.opset17 import to_opset_17
 from export.run_onnx import open_session
 from export.targets import Target
+from export.trace import first_line
 
 __all__ = ["to_onnx"]
 
@@ -59,17 +60,25 @@ def to_onnx(
     """
     batch = torch.export.Dim("batch", min=1)
     is_free = max_batch > 1
-    program = torch.onnx.export(
-        module,
-        example_inputs if is_free else tuple(x[:1] for x in example_inputs),
-        dynamo=True,
-        opset_version=max(target.opset, _OLDEST_OPSET),
-        dynamic_shapes=tuple({0: batch} for _ in example_inputs) if is_free else None,
-        input_names=input_names,
-        output_names=output_names,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            module,
+            example_inputs if is_free else tuple(x[:1] for x in example_inputs),
+            dynamo=True,
+            opset_version=max(target.opset, _OLDEST_OPSET),
+            dynamic_shapes=tuple({0: batch} for _ in example_inputs) if is_free else None,
+            input_names=input_names,
+            output_names=output_names,
+            external_data=False,
+            verbose=False,
+        )
+    except Exception as error:  # torch raises some twenty unrelated types here
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise CheckFailedError(
+            "torch's exporter writes a simplified model as ONNX",
+            found=f"{type(cause).__name__}: {first_line(cause)}",
+            remedy="replace this operation in the model's code by one that has an ONNX form",
+        ) from error
     assert program is not None
     proto = program.model_proto
     _name_nodes(proto.graph)
@@ -103,13 +112,12 @@ def _check_batches(
     input_names: Sequence[str],
 ) -> None:
     """Run file and module at the ends and between; exporters bake in a size (pytorch #157621)."""
-    session = open_session(model)
     for inputs in _batches(example_inputs, max_batch):
         with torch.no_grad():
             expected = [output.numpy() for output in tree_leaves(module(*inputs))]
         feeds = {name: x.numpy() for name, x in zip(input_names, inputs, strict=True)}
         try:
-            problem = _difference(session.run(None, feeds), expected)
+            problem = _difference(open_session(model).run(None, feeds), expected)
         except Exception as error:  # ONNX Runtime's exceptions share no documented base
             problem = f"ONNX Runtime says: {' '.join(str(error).split())}"
         if problem:

@@ -7,6 +7,7 @@ int8   Q/DQ in the graph; judged by ONNX Runtime's integer kernels where this ho
 """
 
 import dataclasses
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def make_variant(
     target: Target,
     golden: NDArray[np.float32],
     calibration: Sequence[bytes],
-    preprocess: Callable[[Sequence[bytes]], NDArray[np.float32]],
+    preprocess: Callable[[Sequence[bytes], int], NDArray[Any]],
     is_good: Callable[[bytes], bool],
     on_stage: Callable[[str], None],
 ) -> Made:
@@ -77,7 +78,8 @@ def make_variant(
         target: Gives the scheme of int8.
         golden: (N, 3, H, W) pre-processed images, for the ranges of fp16.
         calibration: Encoded images, for those of int8.
-        preprocess: From encoded images to the model's input.
+        preprocess: From encoded calibration images, and the number of the first, to the model's
+            input.
         is_good: The gate on the accuracy, which decides how many layers int8 leaves in float.
         on_stage: Is told what comes next.
 
@@ -88,7 +90,9 @@ def make_variant(
     if precision == "fp32":
         return Made(fp32)
     if precision == "fp16":
-        images = preprocess(calibration[:_RANGED_ON]) if calibration else golden[:_RANGED_ON]
+        # Golden images lie in the order of their classes: evenly spaced ones show them all.
+        spaced = np.linspace(0, len(golden) - 1, min(len(golden), _RANGED_ON)).round().astype(int)
+        images = preprocess(calibration[:_RANGED_ON], 0) if calibration else golden[spaced]
         mixed = to_fp16(fp32, images)
         on_stage(
             f"fp16: {mixed.fp16_nodes} nodes, {len(mixed.islands)} stay fp32; scaled error "
@@ -98,9 +102,9 @@ def make_variant(
     held = max(1, round(len(calibration) * _HELD_BACK))
     quantized = quantize_until(
         fp32,
-        (preprocess([image]) for image in calibration[held:]),
+        (preprocess(calibration[i : i + 1], i) for i in range(held, len(calibration))),
         scheme=target.scheme,
-        held_back=preprocess(calibration[:held]),
+        held_back=preprocess(calibration[:held], 0),
         is_good=is_good,
         on_stage=on_stage,
     )
@@ -109,8 +113,11 @@ def make_variant(
         "method": quantized.method,
         "layers": quantized.layers,
         "left_in_float": quantized.left,
-        "sqnr_db": quantized.sqnr_db,
-        "tried": [dataclasses.asdict(trial) for trial in quantized.tried],
+        "sqnr_db": _finite(quantized.sqnr_db),
+        "tried": [
+            dataclasses.asdict(trial) | {"sqnr_db": _finite(trial.sqnr_db)}
+            for trial in quantized.tried
+        ],
         "calibration": calibration_provenance(calibration).to_json() | {"held_back": held},
         "judged_by": "integer kernels" if is_host(target) else "emulation",
     }
@@ -122,6 +129,10 @@ def open_variant(precision: Precision, file: bytes, target: Target) -> Run:
     if precision == "fp16":
         return open_run(emulate_fp16(file))
     return open_run(file, integers=precision != "int8" or is_host(target))
+
+
+def _finite(decibels: float) -> float | None:
+    return decibels if math.isfinite(decibels) else None
 
 
 def is_host(target: Target) -> bool:

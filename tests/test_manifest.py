@@ -53,7 +53,7 @@ def with_variant(**changes):
     [
         ({"name": "../b"}, "the name '../b'"),
         ({"labels": ("red", "red", "blue")}, "no labels, or one twice"),
-        ({"labels": ("red", "green")}, "one per label"),
+        ({"labels": ("red", "green")}, "one for each label"),
         ({"inputs": ()}, "not one input"),
         (
             {"inputs": (TensorSpec("i", "float32", ("batch", 3, 8, 9)),)},
@@ -69,6 +69,11 @@ def with_variant(**changes):
         (with_variant(accuracy=dataclasses.replace(ACCURACY, top1=1.1)), "an accuracy outside"),
         (with_variant(accuracy=dataclasses.replace(ACCURACY, count=0)), "of no images"),
         (with_variant(accuracy=dataclasses.replace(ACCURACY, lost=11)), "more answers than"),
+        (
+            with_variant(accuracy=dataclasses.replace(ACCURACY, lost=3)),
+            "not that of its",
+        ),
+        (with_variant(accuracy=dataclasses.replace(ACCURACY, interval=(0.1, 0.2))), "outside its"),
         (with_variant(file="../../etc/passwd"), "the file name '../../etc/passwd'"),
         ({"golden": dataclasses.replace(MANIFEST.golden, count=5)}, "5 for 6 golden images"),
         ({"files": (FileEntry("a", 1, "0" * 64),)}, "files that are not listed"),

@@ -143,7 +143,7 @@ def test_the_emulation_computes_what_the_standard_says(scheme, calibration):
     x = emoji("test", 4)[0]
     expected = ReferenceEvaluator(onnx.load_model_from_string(model)).run(None, {"images": x})[0]
     # Another order of sums moves a value over the edge of a step now and then.
-    assert sqnr_db(run_emulated(model, x), expected) > 35
+    assert sqnr_db(run_emulated(model, x), expected) > 30
 
 
 def test_the_integer_kernels_of_an_x86_agree_with_the_emulation(calibration, validation):

@@ -196,7 +196,7 @@ def manifest_from_bytes(data: bytes, *, bundle: str) -> Manifest:
         bundle: The bundle's name, for errors.
 
     Raises:
-        BadInputError: It is not strict JSON of format 1, or says something that cannot be.
+        BadInputError: It is not strict JSON of this format, or says something that cannot be.
     """
     source = f"{MANIFEST_NAME} of bundle '{bundle}'"
     document = strict_json.parse(data, source=source)
@@ -288,7 +288,7 @@ def _first_problem(manifest: Manifest) -> str | None:
         ),
         (
             all(tensor.shape[1:] == (classes,) for tensor in manifest.outputs),
-            "an output that is not (batch, one per label)",
+            "an output that is not (batch, one for each label)",
         ),
         (
             all(tensor.dtype == dtype for tensor in manifest.inputs)
@@ -318,6 +318,17 @@ def _first_problem(manifest: Manifest) -> str | None:
         (
             all(min(a.lost, a.gained) >= 0 and a.lost + a.gained <= a.count for a in accuracies),
             "an accuracy that counts more answers than images",
+        ),
+        (
+            all(
+                0 <= a.reference_top1 <= 1
+                and 0 <= a.gate <= 1
+                and a.interval[0] <= (a.lost - a.gained) / a.count <= a.interval[1]
+                and abs((a.reference_top1 - a.top1) * a.count - (a.lost - a.gained)) < 0.5
+                for a in accuracies
+                if a.count > 0
+            ),
+            "a net loss that is not that of its accuracies, or outside its interval",
         ),
         (listed == sorted(listed), "files that are not sorted by path"),
         (

@@ -137,7 +137,8 @@ def _details(name: str, details: Mapping[str, Any]) -> str:
         summary = (
             f"{details['layers'] - len(rows)} of {details['layers']} layers in int8, scheme "
             f"{details['scheme']}, ranges by {details['method']} on "
-            f"{details['calibration']['count']} images: {details['sqnr_db']:.1f} dB."
+            f"{details['calibration']['count'] - details['calibration']['held_back']} images: "
+            f"{details['sqnr_db']:.1f} dB."
         )
         headings = ("layer", "why it is in float")
     else:
