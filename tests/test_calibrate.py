@@ -214,3 +214,11 @@ def test_activations_are_not_kept_in_memory():
     tracemalloc.stop()
     one_image = 4 * (3 * 16 * 16 + 2 * 8 * 14 * 14 + 4 * 12 * 12)
     assert peak < 64 * one_image / 2
+
+
+def test_an_image_that_leaves_a_tensor_at_zero_does_not_widen_its_histogram():
+    histogram = Histogram()
+    histogram.add(np.full(8, 1e-3, np.float32))
+    width = histogram.bin_width
+    histogram.add(np.zeros(8, np.float32))
+    assert histogram.bin_width == width and histogram.counts.sum() == 16

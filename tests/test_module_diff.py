@@ -159,3 +159,23 @@ def test_an_emoji_classifier_of_real_images_does_not_part():
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
     )
     assert diff(model, x=x).parting is None
+
+
+def test_a_model_that_keeps_its_batch_in_the_second_place_is_found_as_well():
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = (
+                nn.Linear(48, 8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 4),
+            )
+
+        def forward(self, x):
+            tokens = x.flatten(2).unflatten(2, (16, 16)).permute(3, 0, 1, 2).flatten(2)
+            return self.head(torch.tanh(self.second(torch.tanh(self.first(tokens)))).mean(0))
+
+    found = diff(randomized(SequenceFirst()))
+    rows = {row.module: row for row in found.rows}
+    assert all(row.tensor is not None and not row.is_lost for row in rows.values())
+    assert set(rows) == {"first", "second", "head"} and found.parting is None

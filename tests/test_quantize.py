@@ -14,6 +14,7 @@ from int8_models import classifier_file, emoji, exported
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from torch import nn
 
 from deploy.errors import BadInputError, CheckFailedError
 from export.conformance import judge
@@ -292,3 +293,31 @@ def test_only_a_scheme_for_a_cpu_observes_what_a_convolution_gives():
 )
 def test_it_is_said_how_a_cpu_adds_8_bit_products(machine, cpuinfo, found):
     assert found in describe_int8(machine, cpuinfo)
+
+
+def test_for_tensorrt_what_is_in_float_reads_what_was_not_rounded_for_a_neighbour(calibration):
+    """A residual sum, and a layer left in float that shares its input with one in int8."""
+    graph = onnx.load_model_from_string(
+        quantize(classifier_file(), [calibration], scheme="tensorrt", method="minmax")
+    ).graph
+    made = {name: node for node in graph.node for name in node.output}
+    sums = [node for node in graph.node if node.op_type == "Add"]
+    assert sums
+    for node in sums:
+        readers = {made[name].op_type for name in node.input if name in made}
+        assert "DequantizeLinear" not in readers
+    layers = [node for node in graph.node if node.op_type == "Conv"]
+    assert all(made[node.input[0]].op_type == "DequantizeLinear" for node in layers)
+
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return (self.a(x) * self.b(x)).mean((2, 3))
+
+    file = exported(randomized(Fork()))
+    left = quantize(file, [calibration], scheme="tensorrt", method="minmax", exclude=["b/Conv"])
+    nodes = {node.name: node for node in onnx.load_model_from_string(left).graph.node}
+    assert nodes["b/Conv"].input[0] == "images" and nodes["a/Conv"].input[0] != "images"

@@ -188,3 +188,18 @@ def test_a_variant_that_is_slower_on_its_own_target_is_not_shipped_unasked(
     result = export_bundle(fitted_classifier(), tmp_path / "x.bundle", request=request)
     assert result.variants["int8"].speed == slow and result.variants["fp32"].speed is None
     assert result.manifest.max_batch == 4 and result.manifest.inputs[0].shape[0] == "batch"
+
+
+def test_a_file_that_answers_otherwise_in_a_larger_batch_is_refused(
+    request_, tmp_path, monkeypatch
+):
+    """The control: a run that forgets the images behind the first of a batch of four."""
+    real = export.judging.open_variant
+
+    def forgetful(precision, file, target):
+        run = real(precision, file, target)
+        return lambda x: np.repeat(run(x[:1]), 4, axis=0) if len(x) == 4 else run(x)
+
+    monkeypatch.setattr(export.judging, "open_variant", forgetful)
+    request = dataclasses.replace(request_, precisions=("fp32",), max_batch=4)
+    refused(tmp_path, request, CheckFailedError, "in a batch of 4")
