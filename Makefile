@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/edgereg demo --out $(DEMO_OUT) --force
 
 test: lint $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
