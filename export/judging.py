@@ -103,14 +103,15 @@ class Judging:
             f"{precision}: {conformance.verdict} ({conformance.judge}: {conformance.detail})"
         )
         run = open_variant(precision, made.file, self.target)
-        comparison = compare(run(self.inputs), self.golden_logits, TOLERANCES[precision])
+        answers = run(self.inputs)
+        comparison = compare(answers, self.golden_logits, TOLERANCES[precision])
         if not comparison.passed:
             raise CheckFailedError(
                 f"an exported {precision} file answers as the model does, within its tolerance",
                 found=f"{'; '.join(comparison.reasons)}, on {comparison.count} golden images",
                 remedy="`edgereg export --bisect` names the module at which they part",
             )
-        self._check_batches(precision, run)
+        self._check_batches(precision, run, answers)
         paired = self._accuracy(precision, made.file)
         verdict = None if paired is None else self._gate(precision, paired)
         if verdict is not None:
@@ -139,10 +140,9 @@ class Judging:
             seconds=time.perf_counter() - begun,
         )
 
-    def _check_batches(self, precision: Precision, run: Run) -> None:
+    def _check_batches(self, precision: Precision, run: Run, answers: NDArray[np.float32]) -> None:
         """Run the file at both ends of its batch range and halfway: each image answers alike."""
         largest = self.request.max_batch
-        answers = run(self.inputs)
         for size in sorted({1, (1 + largest) // 2, largest}):
             some = run(np.resize(self.inputs, (size, *self.inputs.shape[1:])))
             error = np.abs(some - np.resize(answers, some.shape)).max() / np.ptp(answers)

@@ -112,12 +112,14 @@ def _check_batches(
     input_names: Sequence[str],
 ) -> None:
     """Run file and module at the ends and between; exporters bake in a size (pytorch #157621)."""
+    session = None
     for inputs in _batches(example_inputs, max_batch):
         with torch.no_grad():
             expected = [output.numpy() for output in tree_leaves(module(*inputs))]
         feeds = {name: x.numpy() for name, x in zip(input_names, inputs, strict=True)}
         try:
-            problem = _difference(open_session(model).run(None, feeds), expected)
+            session = session or open_session(model)  # opening may fail as running may
+            problem = _difference(session.run(None, feeds), expected)
         except Exception as error:  # ONNX Runtime's exceptions share no documented base
             problem = f"ONNX Runtime says: {' '.join(str(error).split())}"
         if problem:

@@ -64,7 +64,7 @@ def make_variant(
     fp32: bytes,
     *,
     target: Target,
-    golden: NDArray[np.float32],
+    golden: NDArray[Any],
     calibration: Sequence[bytes],
     preprocess: Callable[[Sequence[bytes], int], NDArray[Any]],
     is_good: Callable[[bytes], bool],
@@ -76,7 +76,7 @@ def make_variant(
         precision: Which.
         fp32: The fp32 ONNX file.
         target: Gives the scheme of int8.
-        golden: (N, 3, H, W) pre-processed images, for the ranges of fp16.
+        golden: Pre-processed images as the file takes them, for the ranges of fp16.
         calibration: Encoded images, for those of int8.
         preprocess: From encoded calibration images, and the number of the first, to the model's
             input.
