@@ -21,6 +21,7 @@ from edgereg.recipe import Recipe, recipe_from_json
 __all__ = [
     "MEMBERS",
     "Checkpoint",
+    "load_backbone",
     "load_checkpoint",
     "load_classifier",
     "load_start",
@@ -112,6 +113,21 @@ def load_classifier(path: Path) -> tuple[Classifier, Checkpoint]:
     model = build_model(checkpoint.recipe.model, num_classes=len(checkpoint.class_names))
     _load(model, path)
     return model.eval(), checkpoint
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, int, Checkpoint]:
+    """Build the backbone of an encoder's or a classifier's checkpoint, in eval mode.
+
+    Returns:
+        The backbone, which maps (B, 3, H, W) to (B, D), D, and what the checkpoint says of itself.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    checkpoint = load_checkpoint(path)
+    model = build_model(checkpoint.recipe.model, num_classes=1)
+    _load(model.backbone, path, prefix="backbone." if checkpoint.kind == "classifier" else "")
+    return model.backbone.eval(), model.feature_dim, checkpoint
 
 
 def load_start(

@@ -1,0 +1,64 @@
+"""What a self-supervised method is: it makes views of a batch, and answers with a loss of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from edgereg.augment.chain import Chain
+from edgereg.augment.draws import Draws
+
+__all__ = ["Method", "Setup", "View"]
+
+View = Callable[[int], Draws]
+"""Gives view number n of a batch its draws; those of two views are independent."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every method is built from.
+
+    Args:
+        backbone: Maps (B, 3, H, W), normalized, to (B, feature_dim).
+        feature_dim: Width of its output.
+        image_size: Height and width of the input, in pixels.
+        size: Images N in the data set.
+        sample: (M, 3, H, W) uint8, some of its images, always the same ones.
+        chain: The recipe's augmentation: uint8 or float images in, floats in [0, 1] out.
+        normalize: From floats in [0, 1] to the backbone's input.
+    """
+
+    backbone: nn.Module
+    feature_dim: int
+    image_size: int
+    size: int
+    sample: Tensor
+    chain: Chain
+    normalize: Callable[[Tensor], Tensor]
+
+
+class Method(Protocol):
+    """An nn.Module around a backbone, with heads that are dropped in the end.
+
+    Attributes:
+        has_unused_parameters: Whether the loss may not depend on some parameters.
+    """
+
+    has_unused_parameters: bool
+
+    def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
+        """Return what the loss compares, made without gradient and in full precision.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            view: The draws of each view.
+        """
+
+    def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
+        """Return the mean loss, a scalar; called under autocast, it casts to float32 itself.
+
+        Args:
+            views: As `views` returned them.
+            indices: (B,) int64, of the images in the data set.
+        """
