@@ -1,0 +1,62 @@
+"""`edgereg infer`: what a bundle says of image files and folders."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from deploy.terminal import printable
+from deploy.verbs.arguments import add_bundle_arguments, open_runner_of, positive_int
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of `edgereg infer`."""
+    infer = subparsers.add_parser(
+        "infer",
+        help="classify images with a bundle",
+        description="Classify image files and folders. An unreadable image is reported and does "
+        "not stop the others; the exit code is then 2.",
+    )
+    add_bundle_arguments(infer, json_help="print one JSON object per line and image")
+    infer.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image or a folder")
+    infer.add_argument(
+        "--top-k",
+        type=positive_int,
+        default=3,
+        metavar="K",
+        help="classes to report for each image (default: %(default)s)",
+    )
+    infer.set_defaults(handler=_infer)
+
+
+def _infer(args: argparse.Namespace) -> int:
+    from deploy.service.infer import Unreadable, classify
+
+    bundle, runner = open_runner_of(args)
+    width = max(len(printable(label)) for label in bundle.labels)
+    count = unreadable = 0
+    for result in classify(bundle, runner, args.paths, top_k_count=args.top_k):
+        count += 1
+        if isinstance(result, Unreadable):
+            unreadable += 1
+        if args.json:
+            print(json.dumps(_infer_document(result)), flush=True)
+        elif isinstance(result, Unreadable):
+            print(f"edgereg: {printable(result.error)}", file=sys.stderr)
+        else:
+            guesses = (f"{printable(label):{width}} {p:6.1%}" for label, p in result.top)
+            print(f"{printable(str(result.path))}  {'  '.join(guesses)}", flush=True)
+    if unreadable:
+        print(f"edgereg: {unreadable} of {count} could not be read", file=sys.stderr)
+    return 2 if unreadable else 0
+
+
+def _infer_document(result: Any) -> dict[str, Any]:
+    document = dataclasses.asdict(result) | {"path": str(result.path)}
+    if "top" in document:
+        document["top"] = [{"label": label, "probability": p} for label, p in result.top]
+    return document
