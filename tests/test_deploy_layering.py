@@ -11,7 +11,12 @@ import deploy
 
 ROOT = Path(deploy.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-EXTRAS = {"PIL": "runtime/decode.py", "onnxruntime": "runtime/ort_runner.py"}
+EXTRAS = {
+    "PIL": "runtime/decode.py",
+    "onnxruntime": "runtime/ort_runner.py",
+    "tensorrt": "runtime/trt_versions.py",
+    "cuda": "runtime/cudart.py",
+}
 ALLOWED = {*sys.stdlib_module_names, "numpy", "deploy"}
 
 
@@ -51,7 +56,7 @@ import importlib, importlib.abc, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {{"torch", "onnx", "PIL", "onnxruntime", "tensorrt"}}:
+        if name.partition(".")[0] in {{"torch", "onnx", "PIL", "onnxruntime", "tensorrt", "cuda"}}:
             raise ImportError(f"{{name}} is blocked")
 
 sys.meta_path.insert(0, Blocker())
