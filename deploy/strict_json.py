@@ -9,14 +9,17 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from deploy.errors import BadInputError
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "decode", "dump", "parse"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "OPTIONAL", "decode", "dump", "parse"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+OPTIONAL: Mapping[str, bool] = {"optional": True}
+"""The metadata of a field whose key may be missing; `dump` leaves out what equals its default."""
 
 T = TypeVar("T")
 
@@ -53,7 +56,7 @@ def decode(kind: type[T], value: Any, *, source: str) -> T:
     """Build a dataclass from parsed JSON, whose fields' types say what is allowed.
 
     Supported are dataclasses, `tuple`, `dict[str, ...]`, `Literal`, unions, JSON's scalars and
-    `Any`.
+    `Any`. Of several dataclasses in a union the one is meant that has the object's keys.
 
     Args:
         kind: The dataclass.
@@ -75,8 +78,23 @@ def dump(value: Any) -> bytes:
     Raises:
         ValueError: A number is not finite.
     """
-    text = json.dumps(dataclasses.asdict(value), sort_keys=True, indent=1, allow_nan=False)
+    text = json.dumps(_plain(value), sort_keys=True, indent=1, allow_nan=False)
     return (text + "\n").encode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {
+        field.name: _plain(item)
+        for field, item in pairs
+        if not (field.metadata == OPTIONAL and item == field.default)
+    }
 
 
 class _MismatchError(Exception):
@@ -123,7 +141,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         fitting = [option for option in arguments if _has_json_type(option, value)]
         if not fitting:
             raise _MismatchError(f"{where} is {value!r:.80}, not {kind}")
-        return _decode(fitting[0], value, where)
+        named = (o for o in fitting if dataclasses.is_dataclass(o) and _keys(o) == value.keys())
+        return _decode(next(named, fitting[0]), value, where)
     if not _has_json_type(kind, value):
         raise _MismatchError(f"{where} is {value!r:.80}, not {getattr(kind, '__name__', kind)}")
     if dataclasses.is_dataclass(kind):
@@ -156,9 +175,15 @@ def _has_json_type(kind: Any, value: Any) -> bool:
 
 def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
+    optional = {field.name for field in dataclasses.fields(kind) if field.metadata == OPTIONAL}
+    unknown = sorted(value.keys() - hints.keys())
+    missing = sorted(hints.keys() - value.keys() - optional)
     if unknown or missing:
         problems = [f"the unknown key {key!r}" for key in unknown]
         problems += [f"no key {key!r}" for key in missing]
         raise _MismatchError(f"{where} has {' and '.join(problems)}")
-    return kind(**{key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
+    return kind(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _keys(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}

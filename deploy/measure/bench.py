@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.bundle.index import read_index
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
 from deploy.measure.compare import Comparison, compare
@@ -117,21 +118,29 @@ def bench(
             remedy="use positive numbers",
         )
     encoded, reference = golden_images(bundle), bundle.array(bundle.manifest.golden.outputs)
+    index = read_index(bundle)
+
+    def answer(output: NDArray[np.float32]) -> None:
+        if index is None:
+            top_k(output, bundle.labels, k=5)
+        else:
+            index.nearest(output, k=5)
+
     for i in range(warmup):
-        _time_image(bundle, runner, encoded[i % len(encoded)])
+        _time_image(bundle, runner, encoded[i % len(encoded)], answer)
     samples: dict[str, list[float]] = {stage: [] for stage in (*STAGES, END_TO_END)}
     checked, outputs = [], []
     draw = random.Random(0)  # which outputs are kept; a fixed stride could always meet one image
     done, elapsed, started = 0, 0.0, time.perf_counter()
     while done == 0 or (done < count if count is not None else elapsed < duration_s):
         i = done % len(encoded)
-        times, logits = _time_image(bundle, runner, encoded[i])
+        times, output = _time_image(bundle, runner, encoded[i], answer)
         for stage, start, end in zip(STAGES, times[:-1], times[1:], strict=True):
             samples[stage].append((end - start) / 1e6)
         samples[END_TO_END].append((times[-1] - times[0]) / 1e6)
         if done == 0 or draw.random() < _CHECKED_SHARE:
             checked.append(i)
-            outputs.append(logits.copy())
+            outputs.append(output.copy())
         done, elapsed = done + 1, time.perf_counter() - started
         if on_progress is not None:
             limit = f"{count} images" if count is not None else f"{duration_s:g} s"
@@ -146,25 +155,28 @@ def bench(
         warmup=warmup,
         samples_ms={stage: tuple(times) for stage, times in samples.items()},
         check=compare(
-            np.concatenate(outputs), reference[checked], end_to_end_tolerance(allowed, encoded)
+            np.concatenate(outputs),
+            reference[checked],
+            end_to_end_tolerance(allowed, encoded),
+            index=None if index is None else index.embeddings,
         ),
     )
 
 
 def _time_image(
-    bundle: Bundle, runner: Runner, data: bytes
+    bundle: Bundle, runner: Runner, data: bytes, answer: Callable[[NDArray[np.float32]], None]
 ) -> tuple[list[int], NDArray[np.float32]]:
-    """The times in ns before, between and after STAGES, and the logits."""
+    """The times in ns before, between and after STAGES, and the model's output."""
     times = [time.perf_counter_ns()]
     image = decode(data, name="a golden image")
     times.append(time.perf_counter_ns())
     batch = preprocess([image], bundle.manifest.preprocessing)
     times.append(time.perf_counter_ns())
-    logits = runner(batch)
+    output = runner(batch)
     times.append(time.perf_counter_ns())
-    top_k(logits[0], bundle.labels, k=5)
+    answer(output[0])
     times.append(time.perf_counter_ns())
-    return times, logits
+    return times, output
 
 
 def cpu_model(root: Path = Path("/")) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle.manifest import Tolerance
+from deploy.bundle.index import read_index
 from deploy.bundle.read import Bundle
+from deploy.bundle.tolerance import AnyTolerance, EmbeddingTolerance, Tolerance
 from deploy.measure.compare import Comparison, compare
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
@@ -39,7 +40,7 @@ class StageReport:
     name: str
     compared: str
     comparison: Comparison
-    tolerance: Tolerance
+    tolerance: AnyTolerance
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,13 @@ def verify(
         on_progress: Told how far it is.
 
     Raises:
-        BadInputError: Golden data that cannot be compared: a shape, or a constant reference.
+        BadInputError: Golden data that cannot be compared: a shape, or a constant reference; or an
+            index of reference images that is none.
     """
     golden, spec = bundle.manifest.golden, bundle.manifest.preprocessing
+    index = read_index(bundle)
+    references = None if index is None else index.embeddings
+    stored = f"stored {'logits' if index is None else 'embeddings'}"
     encoded = golden_images(bundle)
     stored_inputs, reference = bundle.array(golden.preprocessed), bundle.array(golden.outputs)
     own_inputs, from_stored, from_images = [], [], []
@@ -114,13 +119,21 @@ def verify(
                 stored_inputs,
                 decode_tolerance(encoded),
             ),
-            _judge("inference", "stored tensor -> stored logits", from_stored, reference, allowed),
+            _judge(
+                "inference",
+                f"stored tensor -> {stored}",
+                from_stored,
+                reference,
+                allowed,
+                references,
+            ),
             _judge(
                 "end to end",
-                "images -> stored logits",
+                f"images -> {stored}",
                 from_images,
                 reference,
                 end_to_end_tolerance(allowed, encoded),
+                references,
             ),
         ),
     )
@@ -138,14 +151,15 @@ def decode_tolerance(encoded: Sequence[bytes]) -> Tolerance:
     return Tolerance(0.03, 1.0, _LOSSY_REASON)
 
 
-def end_to_end_tolerance(allowed: Tolerance, encoded: Sequence[bytes]) -> Tolerance:
-    """The variant's own tolerance, and a wider one for logits where the input itself may differ."""
+def end_to_end_tolerance(allowed: AnyTolerance, encoded: Sequence[bytes]) -> AnyTolerance:
+    """The variant's own tolerance, and a wider one for outputs where the input may differ."""
     if _are_exact(encoded):
         return allowed
-    return Tolerance(
-        max(allowed.max_scaled_error, 0.1),
-        allowed.min_top1_agreement,
-        f"{allowed.reason}; {_LOSSY_REASON}",
+    error, reason = max(allowed.max_scaled_error, 0.1), f"{allowed.reason}; {_LOSSY_REASON}"
+    if isinstance(allowed, Tolerance):
+        return Tolerance(error, allowed.min_top1_agreement, reason)
+    return EmbeddingTolerance(
+        error, min(allowed.min_cosine, 0.99), min(allowed.min_neighbour_agreement, 0.9), reason
     )
 
 
@@ -158,7 +172,8 @@ def _judge(
     compared: str,
     rows: list[NDArray[np.float32]],
     reference: NDArray[Any],
-    tolerance: Tolerance,
+    tolerance: AnyTolerance,
+    references: NDArray[np.float32] | None = None,
 ) -> StageReport:
-    comparison = compare(np.concatenate(rows), reference, tolerance)
+    comparison = compare(np.concatenate(rows), reference, tolerance, index=references)
     return StageReport(name, compared, comparison, tolerance)

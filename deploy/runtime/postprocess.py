@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from deploy.errors import CheckFailedError
 
-__all__ = ["Guess", "top_k"]
+__all__ = ["Guess", "check_finite", "top_k"]
 
 Guess = tuple[str, float]
-"""A label and its probability."""
+"""A label and its probability, or its share of the votes."""
 
 
 def top_k(logits: NDArray[np.float32], labels: Sequence[str], *, k: int) -> tuple[Guess, ...]:
@@ -24,13 +24,22 @@ def top_k(logits: NDArray[np.float32], labels: Sequence[str], *, k: int) -> tupl
     Raises:
         CheckFailedError: A logit is not finite.
     """
-    if not np.isfinite(logits).all():
-        raise CheckFailedError(
-            "a model's outputs must be finite",
-            found=f"{int((~np.isfinite(logits)).sum())} of {logits.size} are not",
-            remedy="run `edgereg verify` on the bundle, and try --precision fp32",
-        )
+    check_finite(logits)
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = shifted / shifted.sum()
     best = np.argsort(-probabilities, kind="stable")[:k]
     return tuple((labels[i], float(probabilities[i])) for i in best)
+
+
+def check_finite(outputs: NDArray[np.float32]) -> None:
+    """Refuse outputs from which no answer follows.
+
+    Raises:
+        CheckFailedError: One is not finite.
+    """
+    if not np.isfinite(outputs).all():
+        raise CheckFailedError(
+            "a model's outputs must be finite",
+            found=f"{int((~np.isfinite(outputs)).sum())} of {outputs.size} are not",
+            remedy="run `edgereg verify` on the bundle, and try --precision fp32",
+        )

@@ -67,6 +67,18 @@ class Preprocessing:
             if not holds:
                 raise BadInputError(rule, found=str(self), remedy="correct the pre-processing")
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of one image as the model takes it."""
+        if self.layout == "nhwc-uint8":
+            return self.height, self.width, 3
+        return 3, self.height, self.width
+
+    @property
+    def input_dtype(self) -> str:
+        """The type of the model's input."""
+        return "uint8" if self.layout == "nhwc-uint8" else "float32"
+
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return dataclasses.asdict(self)

@@ -8,6 +8,8 @@ from deploy.terminal import Progress, printable, table
 from deploy.verbs.arguments import add_bundle_arguments, json_text, open_runner_of
 
 if TYPE_CHECKING:
+    from deploy.bundle.tolerance import AnyTolerance
+    from deploy.measure.compare import Comparison
     from deploy.measure.verify import VerifyReport
 
 __all__ = ["add_parser"]
@@ -36,10 +38,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _verify_text(report: "VerifyReport") -> str:
-    judged = ("scaled", "allowed", "top-1", "allowed")
-    rows = [("stage", "compared", "n", "max |error|", "SQNR dB", *judged, "result")]
+    judged = [_judged(stage.comparison, stage.tolerance) for stage in report.stages]
+    names = list(judged[-1])  # the first stage compares tensors, of which there are none
+    headings = [heading for name in names for heading in (name, "allowed")]
+    rows = [
+        ("stage", "compared", "n", "max |error|", "SQNR dB", "scaled", "allowed", *headings),
+    ]
     notes = []
-    for stage in report.stages:
+    for stage, figures in zip(report.stages, judged, strict=True):
         found, allowed = stage.comparison, stage.tolerance
         rows.append(
             (
@@ -50,16 +56,29 @@ def _verify_text(report: "VerifyReport") -> str:
                 "equal" if found.sqnr_db == math.inf else f"{found.sqnr_db:.1f}",
                 f"{found.max_scaled_error:.2e}",
                 f"{allowed.max_scaled_error:.2e}",
-                _share(found.top1_agreement),
-                _share(None if found.top1_agreement is None else allowed.min_top1_agreement),
-                "pass" if found.passed else "FAIL",
+                *(cell for name in names for cell in figures.get(name, ("", ""))),
             )
         )
         notes.append(f"{stage.name}: {'; '.join(found.reasons) or 'allowed'}: {allowed.reason}")
+    results = ["result", *("pass" if s.comparison.passed else "FAIL" for s in report.stages)]
+    full = [(*row, result) for row, result in zip(rows, results, strict=True)]
     title = f"{report.bundle}: {report.precision} on {report.backend}"
     verdict = "verified" if report.passed else "NOT verified"
-    return "\n".join((printable(title), table(rows, left=2), *map(printable, notes), verdict))
+    return "\n".join((printable(title), table(full, left=2), *map(printable, notes), verdict))
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _judged(found: "Comparison", allowed: "AnyTolerance") -> dict[str, tuple[str, str]]:
+    """Return what is judged beside the error, and how it may be, by the heading of its column."""
+    from deploy.bundle.tolerance import EmbeddingTolerance
+
+    if isinstance(allowed, EmbeddingTolerance):
+        return {
+            "cosine": (f"{found.min_cosine:.6f}", f"{allowed.min_cosine:.6f}"),
+            "neighbours": (
+                f"{found.neighbour_agreement:.2%}",
+                f"{allowed.min_neighbour_agreement:.2%}",
+            ),
+        }
+    if found.top1_agreement is None:
+        return {}
+    return {"top-1": (f"{found.top1_agreement:.2%}", f"{allowed.min_top1_agreement:.2%}")}
