@@ -123,7 +123,7 @@ def write_retrieval(
         for place, picture in enumerate(pictures):
             name = class_names[bank.labels[found[row, place]]]
             colour = _RIGHT if is_right[row, place] else _WRONG
-            tiles.append(_Tile(picture, f"{cosines[row, place]:.2f} {name}", colour))
+            tiles.append(_Tile(picture, f"{cosines[row, place]:.3f} {name}", colour))
         grid.append(tiles)
     right = float(is_right.mean())
     heading = [
