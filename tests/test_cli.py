@@ -27,6 +27,7 @@ VERBS = (
     "verify",
     "bench",
     "infer",
+    "doctor",
     "report",
 )
 HEAVY = (

@@ -1,0 +1,1 @@
+"""Is this machine fit to run bundles? Every finding with its remedy."""
