@@ -9,6 +9,7 @@ from deploy.bundle.manifest import TensorSpec
 from deploy.bundle.read import open_bundle
 from deploy.bundle.write import write_bundle
 from deploy.errors import BadInputError
+from deploy.runtime import cudart
 from deploy.runtime.preprocess import preprocess
 from deploy.runtime.runner import BACKENDS, open_runner
 
@@ -82,9 +83,18 @@ def test_an_unknown_precision_names_those_that_the_bundle_has(tmp_path):
         open_runner(bundle, backend="onnxruntime", precision="int8")
 
 
-def test_tensorrt_is_refused_and_nothing_else_is_tried(tmp_path):
+class NoDriver:
+    def call(self, function, *inputs):
+        return 35, ()
+
+    def error_name(self, code):
+        return "cudaErrorInsufficientDriver"
+
+
+def test_tensorrt_without_a_gpu_is_refused_and_nothing_else_is_tried(tmp_path, monkeypatch):
     bundle = write_small_bundle(tmp_path / "b")
-    with pytest.raises(BadInputError, match="comes with the device work") as caught:
+    monkeypatch.setattr(cudart, "load_cudart", NoDriver)
+    with pytest.raises(BadInputError, match="needs an NVIDIA GPU and its driver") as caught:
         open_runner(bundle, backend="tensorrt", precision="fp32")
     assert caught.value.exit_code == 2
     assert set(BACKENDS) == {"onnxruntime", "tensorrt"}

@@ -30,7 +30,8 @@ __all__ = ["BuildOutcome", "Limits", "available_bytes", "build_engine", "workspa
 
 _TENSORRT = "tensorrt"
 _CHILD = (  # not from the working directory
-    "import sys; del sys.path[0]; from deploy.runtime.engine_build import child; "
+    "import sys; sys.path.remove('') if '' in sys.path else None; "
+    "from deploy.runtime.engine_build import child; "
     "child(sys.argv[1:])"
 )
 _POLL_S = 0.1

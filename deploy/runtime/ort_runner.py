@@ -1,4 +1,8 @@
-"""Run a model by ONNX Runtime on the CPU. The only file of deploy that imports it."""
+"""Run a model by ONNX Runtime on the CPU. The only file of deploy that imports it.
+
+Inputs are read where they lie and outputs written where they are wanted (I/O binding): nothing is
+copied on the way.
+"""
 
 from typing import Any
 
@@ -8,6 +12,7 @@ from numpy.typing import NDArray
 from deploy.bundle.manifest import TensorSpec
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
+from deploy.runtime.tensors import batch_shape, check_batch, check_out, same_shape, shown_shape
 
 __all__ = ["OrtRunner"]
 
@@ -52,26 +57,33 @@ class OrtRunner:
         _check_tensors(file, session.get_inputs(), self._input)
         _check_tensors(file, session.get_outputs(), self._output)
         self._session: Any = session
+        self._binding: Any = session.io_binding()
+        self._dtype = np.dtype(self._output.dtype)
 
-    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Compute (N, classes) logits from what pre-processing gives.
+    def __call__(self, batch: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Compute (N, ...) outputs from what pre-processing gives.
+
+        Args:
+            batch: Of the manifest's input type and shape.
+            out: Where to write; without it a new array is made.
 
         Raises:
-            BadInputError: The batch has another type or shape than the manifest's input.
+            BadInputError: An array has another type or shape than the manifest's.
         """
-        spec = self._input
-        if batch.dtype != spec.dtype or not _fits(batch.shape, spec.shape):
-            raise BadInputError(
-                f"the input '{spec.name}' must be {spec.dtype} {_shown(spec.shape)}",
-                found=f"{batch.dtype} {_shown(batch.shape)}",
-                remedy="pre-process images as the bundle's manifest says",
-            )
-        outputs = self._session.run([self._output.name], {self._input.name: batch})
-        logits: NDArray[np.float32] = outputs[0]
-        return logits
+        check_batch(batch, self._input)
+        if out is None:
+            out = np.empty(batch_shape(self._output, len(batch)), self._dtype)
+        else:
+            check_out(out, self._output, len(batch))
+        binding = self._binding
+        binding.bind_cpu_input(self._input.name, np.ascontiguousarray(batch))
+        binding.bind_output(self._output.name, "cpu", 0, self._dtype, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return out
 
     def close(self) -> None:
         """Free the session's memory."""
+        self._binding = None
         self._session = None
 
 
@@ -90,28 +102,10 @@ def _onnxruntime() -> Any:
 def _check_tensors(file: str, tensors: list[Any], expected: TensorSpec) -> None:
     found = [(t.name, _DTYPES.get(t.type, t.type), tuple(t.shape)) for t in tensors]
     matches = len(found) == 1 and found[0][:2] == (expected.name, expected.dtype)
-    if not matches or not _same_shape(found[0][2], expected.shape):
-        wanted = f"'{expected.name}' {expected.dtype} {_shown(expected.shape)}"
-        shown = ", ".join(f"'{name}' {dtype} {_shown(shape)}" for name, dtype, shape in found)
+    if not matches or not same_shape(found[0][2], expected.shape):
+        wanted = f"'{expected.name}' {expected.dtype} {shown_shape(expected.shape)}"
+        shown = ", ".join(f"'{name}' {dtype} {shown_shape(shape)}" for name, dtype, shape in found)
         raise _unusable(file, f"{shown} where the manifest says {wanted}")
-
-
-def _same_shape(found: tuple[Any, ...], expected: tuple[int | str, ...]) -> bool:
-    """Whether fixed dimensions agree and free ones are free; a free one's name does not matter."""
-    return len(found) == len(expected) and all(
-        a == b if isinstance(b, int) else not isinstance(a, int)
-        for a, b in zip(found, expected, strict=True)
-    )
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
-    return len(shape) == len(expected) and all(
-        a == b or isinstance(b, str) for a, b in zip(shape, expected, strict=True)
-    )
-
-
-def _shown(shape: tuple[Any, ...]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"
 
 
 def _unusable(file: str, found: str) -> BadInputError:

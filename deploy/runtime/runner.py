@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
+from deploy.runtime.engines import chosen_precision, open_engine
 from deploy.runtime.ort_runner import OrtRunner
 
 __all__ = ["BACKENDS", "Backend", "Runner", "open_runner"]
@@ -16,7 +16,7 @@ Backend = Literal["onnxruntime", "tensorrt"]
 
 
 class Runner(Protocol):
-    """A loaded model of one precision."""
+    """A loaded model of one precision; for one thread at a time."""
 
     @property
     def name(self) -> str:
@@ -30,27 +30,31 @@ class Runner(Protocol):
     def threads(self) -> int:
         """CPU threads that compute."""
 
-    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Compute (N, classes) logits from what pre-processing gives."""
+    def __call__(self, batch: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Compute (N, ...) outputs from what pre-processing gives; into `out`, if it is given."""
 
     def close(self) -> None:
         """Free what the model holds."""
 
 
 def open_runner(
-    bundle: Bundle, *, backend: Backend, precision: str, threads: int | None = None
+    bundle: Bundle, *, backend: Backend, precision: str | None, threads: int | None = None
 ) -> Runner:
     """Load one variant of a bundle. Nothing else is tried when it cannot be loaded.
 
     Args:
         bundle: The opened bundle.
         backend: What runs it.
-        precision: Which variant.
+        precision: Which variant. None is fp32 for ONNX Runtime, and for TensorRT the one that
+            `edgereg build` found to be the fastest.
         threads: CPU threads that compute; None leaves it to the backend.
 
     Raises:
         BadInputError: The bundle has no such variant, or the backend is missing or cannot load it.
+        CheckFailedError: An engine is not the one that was built here.
     """
+    if precision is None:
+        precision = "fp32" if backend == "onnxruntime" else chosen_precision(bundle)
     if precision not in bundle.manifest.variants:
         raise BadInputError(
             "the precision must be one of the bundle's variants",
@@ -61,15 +65,7 @@ def open_runner(
     return BACKENDS[backend](bundle, precision, threads)
 
 
-def _refuse_tensorrt(bundle: Bundle, precision: str, threads: int | None) -> Runner:
-    raise BadInputError(
-        "the backend must be one that this edgereg has",
-        found="tensorrt; the TensorRT backend comes with the device work",
-        remedy="use --backend onnxruntime",
-    )
-
-
 BACKENDS: dict[Backend, Callable[[Bundle, str, int | None], Runner]] = {
     "onnxruntime": OrtRunner,
-    "tensorrt": _refuse_tensorrt,
+    "tensorrt": open_engine,
 }
