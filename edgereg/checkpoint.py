@@ -108,7 +108,8 @@ def load_classifier(path: Path) -> tuple[Classifier, Checkpoint]:
         raise CheckpointError(
             "this command needs a classifier",
             found=f"'{path}' is an {checkpoint.kind}, without a head",
-            remedy=f"train a head on it: edgereg train --init {path} --data DATA --out CHECKPOINT",
+            remedy=f"train a head on it: edgereg train --init {path} --data DATA --out CHECKPOINT; "
+            "or export it as it is: edgereg export --encoder",
         )
     model = build_model(checkpoint.recipe.model, num_classes=len(checkpoint.class_names))
     _load(model, path)

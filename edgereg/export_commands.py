@@ -1,29 +1,24 @@
-"""The commands between a checkpoint and a bundle: export, and a look at what it simplifies."""
+"""`edgereg export`: from a checkpoint to a bundle, or from a bundle to another server."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from deploy.commands import positive_int
-from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_json, add_output, print_json, say
+from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_output, print_json, say
 from edgereg.errors import EdgeregError, nearest
+from edgereg.inspect_command import add_inspect, print_diffs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from deploy.inspection import Inspection
     from edgereg.data.images import Images
-    from export.module_diff import ModuleDiff
     from export.report import SimplifyReport
     from export.targets import Precision
 
 __all__ = ["add_export_commands"]
 
-_LIBRARIES = ("torchvision:", "timm:")
-
 
 def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verbs of this file."""
+    """Add the verbs between a checkpoint and a bundle: export, and a look at what it does."""
     export = verbs.add_parser(
         "export", help="fold, strip, prove and pack a checkpoint for a target"
     )
@@ -31,7 +26,8 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT|BUNDLE",
-        help=CHECKPOINT_HELP + "; with --to, a bundle that `edgereg export` wrote",
+        help=CHECKPOINT_HELP + ", with --encoder also `edgereg pretrain`; with --to, a bundle that "
+        "`edgereg export` wrote",
     )
     export.add_argument("--target", help="such as jetpack6.2 or onnxruntime-x86")
     export.add_argument("--data", help="images that were not trained on: " + DATA_HELP)
@@ -42,6 +38,17 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         action="store_true",
         help="write nothing: compare every module's output with the exported graph, and name the "
         "first at which they part",
+    )
+    export.add_argument(
+        "--encoder",
+        action="store_true",
+        help="export the embedding, without a head; labels are not needed",
+    )
+    export.add_argument(
+        "--reference",
+        metavar="DATA",
+        help="with --encoder: images among which the bundle finds neighbours (default: half of "
+        "--data): " + DATA_HELP,
     )
     export.add_argument(
         "--precision",
@@ -95,36 +102,7 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     add_output(export)
     export.set_defaults(handler=_export)
-
-    inspect = verbs.add_parser(
-        "inspect",
-        help="show what the simplification folds, strips and skips",
-        description="Show what the simplification did to a bundle, or does to a checkpoint or to "
-        "a model with random weights: site by site, with the reason for each that it skips.",
-    )
-    inspect.add_argument(
-        "subject",
-        metavar="CHECKPOINT|BUNDLE|MODEL",
-        help="a directory that `edgereg train`, `pretrain` or `export` wrote, or torchvision:NAME "
-        "or timm:NAME",
-    )
-    inspect.add_argument(
-        "--image-size",
-        type=positive_int,
-        metavar="N",
-        help="height and width of a model's input (default: its usual ones)",
-    )
-    inspect.add_argument(
-        "--all", action="store_true", help="a line for each site, however many there are"
-    )
-    inspect.add_argument(
-        "--diff",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="of a bundle: compare every module's output with the checkpoint it was exported from",
-    )
-    add_json(inspect)
-    inspect.set_defaults(handler=_inspect)
+    add_inspect(verbs)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -137,11 +115,18 @@ def _export(args: argparse.Namespace) -> int:
             found=f"no --{missing[0]}",
             remedy="such as --target jetpack6.2 --data VAL",
         )
+    if args.reference is not None and not args.encoder:
+        raise EdgeregError(
+            "reference images belong to an encoder",
+            found="--reference without --encoder",
+            remedy="export the embedding with --encoder, or leave it out",
+        )
     if args.bisect:
         return _bisect(args)
     from edgereg.data.images import open_images
     from edgereg.ship import ship
     from export.accuracy import parse_gates
+    from export.judging import neighbours_text
 
     result = ship(
         args.checkpoint,
@@ -154,6 +139,8 @@ def _export(args: argparse.Namespace) -> int:
         allow_slower=args.allow_slower,
         max_batch=args.max_batch,
         takes_pixels=args.input == "uint8",
+        is_encoder=args.encoder,
+        reference=None if args.reference is None else open_images(args.reference),
         force=args.force,
         on_stage=say,
     )
@@ -168,6 +155,8 @@ def _export(args: argparse.Namespace) -> int:
             f"{precision}: scaled error {comparison.max_scaled_error:.1e} on {comparison.count} "
             f"golden images, {variant.size:,} bytes"
         )
+        if comparison.min_cosine is not None:
+            print(f"{precision}: {neighbours_text(comparison, variant.verdict)}")
         if variant.verdict is not None:
             print(variant.verdict.text)
         if variant.speed is not None:
@@ -215,18 +204,10 @@ def _bisect(args: argparse.Namespace) -> int:
         calibration=_calibration(args),
         max_batch=args.max_batch,
         takes_pixels=args.input == "uint8",
+        is_encoder=args.encoder,
         on_stage=say,
     )
-    return _print_diffs(diffs, as_json=args.json)
-
-
-def _print_diffs(diffs: "Mapping[str, ModuleDiff]", *, as_json: bool) -> int:
-    """Print the comparisons; 1 if one parts."""
-    if as_json:
-        print_json({precision: diff.to_json() for precision, diff in diffs.items()})
-    else:
-        print("\n\n".join(f"{precision}\n{diff.to_text()}" for precision, diff in diffs.items()))
-    return int(any(diff.output_error > diff.limit for diff in diffs.values()))
+    return print_diffs(diffs, as_json=args.json)
 
 
 def _calibration(args: argparse.Namespace) -> "Images | None":
@@ -263,55 +244,6 @@ def _precisions(text: str) -> "tuple[Precision, ...]":
             remedy=nearest(unknown[0], known),
         )
     return tuple(precision for name in names for precision in known if precision == name)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    if args.diff is not None:
-        from edgereg.parting import diff_bundle
-
-        return _print_diffs(
-            diff_bundle(Path(args.subject), args.diff, on_stage=say), as_json=args.json
-        )
-    inspection = _inspected(args.subject, args.image_size)
-    if args.json:
-        print_json(inspection.to_json())
-    else:
-        print(inspection.to_text(show_all=args.all))
-    return 0
-
-
-def _inspected(subject: str, image_size: int | None) -> "Inspection":
-    """Find out what is to be inspected; torch is imported for what needs it only."""
-    path, is_model = Path(subject), subject.startswith(_LIBRARIES)
-    if image_size is not None and not is_model:
-        raise EdgeregError(
-            "only a model that is built for the occasion can be given an image size",
-            found=f"--image-size {image_size} with '{subject}'",
-            remedy="leave it out: a checkpoint and a bundle have theirs",
-        )
-    if is_model:
-        from edgereg.inspection import inspect_model
-
-        return inspect_model(subject, image_size=image_size, on_stage=say)
-    if (path / "manifest.json").is_file():
-        from deploy.inspection import inspect_bundle
-
-        return inspect_bundle(path)
-    if (path / "checkpoint.json").is_file():
-        from edgereg.inspection import inspect_checkpoint
-
-        return inspect_checkpoint(path, on_stage=say)
-    found = (
-        "holds neither manifest.json nor checkpoint.json" if path.is_dir() else "is no directory"
-    )
-    remedy = "name what `edgereg train` or `edgereg export` wrote, or torchvision:NAME or timm:NAME"
-    if ":" in subject and not path.exists():
-        remedy = nearest(subject, [library + subject.partition(":")[2] for library in _LIBRARIES])
-    raise EdgeregError(
-        "what is inspected is a checkpoint, a bundle, torchvision:NAME or timm:NAME",
-        found=f"'{subject}' {found}",
-        remedy=remedy,
-    )
 
 
 def _simplify_text(report: "SimplifyReport") -> str:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from deploy.bundle.read import open_bundle
+from deploy.bundle.read import Bundle, open_bundle
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
-from edgereg.checkpoint import load_classifier
-from edgereg.data.images import Images, check_classes, evenly, labels_of
+from edgereg.checkpoint import load_backbone, load_classifier
+from edgereg.data.images import Images
 from edgereg.errors import EdgeregError
 from edgereg.ship import draw_calibration
+from edgereg.subject import classifier, spread_out
 from export.holdout import as_float
 from export.module_diff import ModuleDiff, compare_modules
 from export.pixels import read_pixels
@@ -39,18 +41,21 @@ def bisect_export(
     calibration: Images | None,
     max_batch: int = 1,
     takes_pixels: bool = False,
+    is_encoder: bool = False,
     on_stage: Callable[[str], None],
 ) -> dict[str, ModuleDiff]:
     """Make each variant without any gate, write nothing, and compare it module by module.
 
     Args:
-        checkpoint_path: A classifier's checkpoint.
-        images: Real ones, labelled; two are compared, and 64 give the ranges of fp16.
+        checkpoint_path: A classifier's checkpoint; of an encoder, either kind.
+        images: Real ones, for a classifier labelled; two are compared, and 64 give the ranges of
+            fp16.
         target: A key of `export.targets.TARGETS`.
         precisions: Which variants.
         calibration: Images that int8 takes its ranges from.
         max_batch: As of the export.
         takes_pixels: As of the export.
+        is_encoder: As of the export.
         on_stage: Told what comes next.
 
     Raises:
@@ -59,8 +64,12 @@ def bisect_export(
     row = find_target(target)
     drawn = () if calibration is None else draw_calibration(calibration)
     check_precisions(row, precisions, calibration=drawn)
-    model, checkpoint = load_classifier(checkpoint_path)
-    check_classes(images, checkpoint.class_names)
+    if is_encoder:
+        model, _, checkpoint = load_backbone(checkpoint_path)
+        labels = images.labels
+    else:
+        subject = classifier(checkpoint_path, images)
+        model, checkpoint, labels = subject.model, subject.checkpoint, subject.labels
     if len(images) < _COMPARED:
         raise EdgeregError(
             f"modules are compared on {_COMPARED} images",
@@ -75,7 +84,7 @@ def bisect_export(
         named = ((data, f"calibration image {first + i}") for i, data in enumerate(encoded))
         return preprocess([decode(data, name=name) for data, name in named], spec)
 
-    chosen = evenly(labels_of(images), MIN_GOLDEN)
+    chosen = spread_out(labels, MIN_GOLDEN, size=len(images))
     golden = preprocess([images.load(int(index)) for index in chosen], spec)
     fed = golden[[0, -1]]  # of different classes
     inputs = torch.from_numpy(as_float(fed, spec))
@@ -115,21 +124,30 @@ def diff_bundle(
         DeployError, EdgeregError: One of them cannot be read, or they do not belong together.
     """
     bundle = open_bundle(bundle_path)
-    model, checkpoint = load_classifier(checkpoint_path)
-    if bundle.labels != checkpoint.class_names:
-        raise EdgeregError(
-            "a bundle is compared with the checkpoint that it was exported from",
-            found=f"other classes: {', '.join(bundle.labels[:3])}, ... in the bundle, "
-            f"{', '.join(checkpoint.class_names[:3])}, ... in the checkpoint",
-            remedy="name the checkpoint that was exported",
-        )
     manifest = bundle.manifest
+    (given,) = manifest.outputs
+    if manifest.index is not None:
+        model, width, _ = load_backbone(checkpoint_path)
+        if given.shape[1:] != (width,):
+            raise EdgeregError(
+                "a bundle is compared with the checkpoint that it was exported from",
+                found=f"{given.shape[1]} numbers an image in the bundle, {width} of the checkpoint",
+                remedy="name the checkpoint that was exported",
+            )
+    else:
+        model = _classifier_of(bundle, checkpoint_path)
     fed = np.ascontiguousarray(bundle.array(manifest.golden.preprocessed)[[0, -1]])
     inputs = torch.from_numpy(as_float(fed, manifest.preprocessing))
     on_stage("simplifying the checkpoint, and writing its fp32 file")
     simple = simplify(model, (inputs,)).model
     target = find_target(manifest.target["name"])
-    fp32 = to_onnx(simple, (inputs,), target=target, max_batch=manifest.max_batch)
+    fp32 = to_onnx(
+        simple,
+        (inputs,),
+        target=target,
+        max_batch=manifest.max_batch,
+        output_names=(given.name,),
+    )
     if manifest.preprocessing.layout == "nhwc-uint8":
         fp32 = read_pixels(fp32, manifest.preprocessing)
     diffs = {}
@@ -145,3 +163,15 @@ def diff_bundle(
             fed=fed,
         )
     return diffs
+
+
+def _classifier_of(bundle: Bundle, path: Path) -> nn.Module:
+    model, checkpoint = load_classifier(path)
+    if bundle.labels != checkpoint.class_names:
+        raise EdgeregError(
+            "a bundle is compared with the checkpoint that it was exported from",
+            found=f"other classes: {', '.join(bundle.labels[:3])}, ... in the bundle, "
+            f"{', '.join(checkpoint.class_names[:3])}, ... in the checkpoint",
+            remedy="name the checkpoint that was exported",
+        )
+    return model

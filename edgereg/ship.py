@@ -5,17 +5,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.publish import check_free, check_new_file, publish_text
 from edgereg import __version__
-from edgereg.checkpoint import load_classifier
-from edgereg.data.images import Images, check_classes, digest, evenly, labels_of
+from edgereg.data.images import Images, digest
 from edgereg.errors import DataError
 from edgereg.report.export_page import export_json, export_page
+from edgereg.subject import Decoded, classifier, encoder, spread_out
 from export.calibrate import assert_disjoint, calibration_provenance
 from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
 from export.request import MIN_GOLDEN, ExportRequest
@@ -39,6 +38,8 @@ def ship(
     allow_slower: bool = False,
     max_batch: int = 1,
     takes_pixels: bool = False,
+    is_encoder: bool = False,
+    reference: Images | None = None,
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ExportResult:
@@ -48,8 +49,8 @@ def ship(
     drawn at random, with a seed of their own.
 
     Args:
-        checkpoint_path: A classifier's checkpoint.
-        images: Labelled, with the checkpoint's classes, and not trained on.
+        checkpoint_path: A classifier's checkpoint; to export an encoder, either kind.
+        images: Not trained on; for a classifier labelled, with the checkpoint's classes.
         out: The bundle to write.
         target: A key of `export.targets.TARGETS`.
         precisions: Of the bundle's variants.
@@ -58,6 +59,8 @@ def ship(
         allow_slower: Whether a variant may be slower than fp32 where this host is the target.
         max_batch: 1 for a model of static shape; more, and any batch up to it runs.
         takes_pixels: Whether the model takes uint8 (N, H, W, 3) pixels, and normalises them itself.
+        is_encoder: Whether the embedding is exported, which is what the head is given.
+        reference: Of an encoder: images for the index of its bundle; without, half of `images`.
         force: Whether an earlier bundle may be replaced.
         on_stage: Told what comes next.
 
@@ -68,12 +71,16 @@ def ship(
     for path in _reports(out):
         check_new_file(path, what="report", force=force)
     find_target(target)
-    model, checkpoint = load_classifier(checkpoint_path)
-    labels = labels_of(images)
-    check_classes(images, checkpoint.class_names)
-    if len(images) < MIN_GOLDEN:
+    subject = (
+        encoder(checkpoint_path, images, reference, on_stage=on_stage)
+        if is_encoder
+        else classifier(checkpoint_path, images)
+    )
+    checkpoint, judged, labels = subject.checkpoint, subject.images, subject.labels
+    if len(judged) < MIN_GOLDEN:
         raise DataError(
-            f"an export needs at least {MIN_GOLDEN} labelled images that were not trained on",
+            f"an export needs at least {MIN_GOLDEN} {'' if is_encoder else 'labelled '}images that "
+            "were not trained on",
             found=f"'{images.name}' has {len(images)}",
             remedy="add images",
         )
@@ -85,30 +92,31 @@ def ship(
             remedy="name a held-out data set with --data",
         )
     chosen = () if calibration is None else _calibration(calibration, images)
-    golden = evenly(labels, max(MIN_GOLDEN, len(checkpoint.class_names)))
-    shows_all = len(set(labels.tolist())) == len(checkpoint.class_names)
-    if not shows_all:
+    names, count = subject.class_names, len(judged)
+    golden = spread_out(labels, max(MIN_GOLDEN, len(names)), size=count)
+    shows_all = labels is not None and len(set(labels.tolist())) == len(names)
+    if labels is not None and not shows_all:
         on_stage(f"'{images.name}' lacks a class: the golden images go without labels")
-    held_out = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_HOLDOUT])
+    held_out = np.sort(np.random.default_rng(0).permutation(count)[:MAX_HOLDOUT])
     request = ExportRequest(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint_path.resolve().name),
         target=target,
-        labels=checkpoint.class_names,
+        labels=names,
         preprocessing=dataclasses.replace(
             checkpoint.recipe.preprocessing(),
             layout="nhwc-uint8" if takes_pixels else "nchw-float32",
         ),
-        golden_images=[images.encoded(int(index)) for index in golden],
-        golden_labels=[int(label) for label in labels[golden]] if shows_all else None,
+        golden_images=[judged.encoded(int(index)) for index in golden],
+        golden_labels=labels[golden].tolist() if labels is not None and shows_all else None,
         holdout=(
-            _Decoded(images, held_out),
-            [int(label) for label in labels[held_out]],
+            None if labels is None else (Decoded(judged, held_out), labels[held_out].tolist())
         ),
         precisions=tuple(precisions),
         calibration=chosen,
         gates=gates or {},
         allow_slower=allow_slower,
         max_batch=max_batch,
+        references=subject.references,
         provenance={
             "edgereg": __version__,
             "recipe": checkpoint.recipe.to_json(),
@@ -116,13 +124,14 @@ def ship(
             "held_out_data": {
                 "name": images.name,
                 "count": len(images),
-                "measured_on": len(held_out),
+                "measured_on": 0 if labels is None else len(held_out),
                 "sha256": data_sha256,
             },
+            **subject.provenance,
             **_calibration_provenance(calibration, chosen),
         },
     )
-    result = export_bundle(model, out, request=request, force=force, on_stage=on_stage)
+    result = export_bundle(subject.model, out, request=request, force=force, on_stage=on_stage)
     as_json, as_page = _reports(out)
     publish_text(as_json, json.dumps(export_json(result), indent=1, allow_nan=False) + "\n")
     publish_text(as_page, export_page(result))
@@ -158,22 +167,3 @@ def _calibration_provenance(
         return {}
     drawn = calibration_provenance(chosen).to_json()
     return {"calibration_data": {"name": calibration.name, "of": len(calibration), **drawn}}
-
-
-class _Decoded(Sequence[NDArray[np.uint8]]):
-    """The images of some indices, each decoded when it is asked for."""
-
-    def __init__(self, images: Images, indices: NDArray[np.int64]) -> None:
-        self._images, self._indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[NDArray[np.uint8]]: ...
-    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]]:
-        if isinstance(place, slice):
-            return _Decoded(self._images, self._indices[place])
-        return self._images.load(int(self._indices[place]))

@@ -52,7 +52,11 @@ class GateVerdict:
 
 
 def judge_accuracy(
-    precision: Precision, paired: PairedAccuracy, *, override: float | None = None
+    precision: Precision,
+    paired: PairedAccuracy,
+    *,
+    override: float | None = None,
+    measure: str = "top-1",
 ) -> GateVerdict:
     """Judge a variant's answers by the gate of its precision, or by another limit.
 
@@ -61,6 +65,7 @@ def judge_accuracy(
         paired: Its answers beside the reference's.
         override: The largest net loss, as a share of the images, in place of the gate. It takes the
             place of fp32's rule about single answers, too.
+        measure: What to call the accuracy.
     """
     limit = _limit(precision, paired) if override is None else override
     passed, rule = _passes(precision, paired, override, limit)
@@ -69,7 +74,7 @@ def judge_accuracy(
     certified = passed and paired.interval[1] <= goal
     low, high = (100 * end for end in paired.interval)
     text = (
-        f"{precision}: top-1 {paired.top1:.2%} (reference {paired.reference_top1:.2%}) on "
+        f"{precision}: {measure} {paired.top1:.2%} (reference {paired.reference_top1:.2%}) on "
         f"{paired.count:,} images, {paired.lost} lost, {paired.gained} gained, {paired.ties} ties; "
         f"net loss {100 * paired.net_loss:.2f} points [{low:.2f}, {high:.2f}]; {rule}; "
         f"{_word(paired, goal, passed=passed, certified=certified)}"

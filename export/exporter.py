@@ -13,28 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
-import onnxscript
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploy.bundle.manifest import (
-    DIGEST_NAME,
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Accuracy,
-    Golden,
-    Manifest,
-    TensorSpec,
-    Variant,
-)
+from deploy.bundle.index import index_contents
+from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, Manifest
 from deploy.bundle.write import write_bundle
 from deploy.errors import BadInputError
 from deploy.publish import check_free
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
+from export.describe import describe, output_name
 from export.holdout import as_float
 from export.judging import Judging, VariantResult
 from export.model_card import model_card
@@ -44,7 +34,7 @@ from export.request import ExportRequest, check_request
 from export.resize_ablation import ResizeAblation
 from export.simplify import simplify
 from export.sites import assert_simplified
-from export.targets import Precision, Target, find_target
+from export.targets import Precision, find_target
 from export.to_onnx import to_onnx
 from export.trace import floating_dtype
 from export.variants import TOLERANCES, make_variant
@@ -55,6 +45,7 @@ BUNDLE_MEMBERS = (
     MANIFEST_NAME,
     DIGEST_NAME,
     "golden",
+    "index",
     "labels.txt",
     "licenses.txt",
     *(f"model.{precision}.onnx" for precision in TOLERANCES),
@@ -97,7 +88,7 @@ def export_bundle(
 
     Args:
         model: In evaluation mode, float32; takes (N, 3, H, W) images and returns (N, classes)
-            logits. It is not changed.
+            logits or, where the request has references, (N, D) embeddings. It is not changed.
         destination: The directory to appear.
         request: What else goes into the bundle.
         force: Whether an earlier bundle may be replaced.
@@ -123,12 +114,19 @@ def export_bundle(
     on_stage("simplifying, and proving it in float64")
     example = (torch.from_numpy(floats[:2]),)
     simplified = simplify(model, example)
-    _check_logits(simplified.model(*example), len(request.labels))
+    width = _width(simplified.model(*example), request)
     assert_simplified(simplified.model, skipped=simplified.report.skipped)
     on_stage(_summary(simplified.report))
 
     on_stage(f"writing ONNX, opset {target.opset}")
-    fp32 = to_onnx(simplified.model, example, target=target, max_batch=request.max_batch)
+    output = output_name(request)
+    fp32 = to_onnx(
+        simplified.model,
+        example,
+        target=target,
+        max_batch=request.max_batch,
+        output_names=(output,),
+    )
     if request.preprocessing.layout == "nhwc-uint8":
         fp32 = read_pixels(fp32, request.preprocessing)
     judging = Judging(model, inputs, request, target, on_stage)
@@ -154,20 +152,31 @@ def export_bundle(
     files = {precision: files[precision] for precision in request.precisions}
     results = {precision: results[precision] for precision in request.precisions}
 
-    manifest = _manifest(request, target, names, results)
+    manifest = describe(
+        request,
+        target,
+        golden_names=names,
+        width=width,
+        index=judging.index,
+        results=results,
+        tolerances=judging.tolerances,
+    )
     contents = {
         **{f"model.{precision}.onnx": file for precision, file in files.items()},
         **dict(zip(names, request.golden_images, strict=True)),
         "golden/preprocessed.npy": _npy(inputs),
-        "golden/logits.npy": _npy(judging.golden_logits),
+        f"golden/{output}.npy": _npy(judging.golden_outputs),
         "simplify.json": _json(simplified.report.to_json()),
         "variants.json": _json({p: result.details for p, result in results.items()}),
-        "labels.txt": "".join(f"{label}\n" for label in request.labels).encode(),
         "readme.md": model_card(
             manifest, simplified.report, {p: r.comparison for p, r in results.items()}
         ).encode(),
         "licenses.txt": request.licenses.encode(),
     }
+    if request.labels:
+        contents["labels.txt"] = "".join(f"{label}\n" for label in request.labels).encode()
+    if judging.index is not None:
+        contents |= index_contents(judging.index)
     if request.golden_labels is not None:
         contents["golden/labels.npy"] = _npy(np.asarray(request.golden_labels, np.int64))
     on_stage(f"writing {destination}")
@@ -180,57 +189,6 @@ def _preprocess(
 ) -> NDArray[Any]:
     decoded = [decode(data, name=name) for data, name in zip(encoded, names, strict=True)]
     return preprocess(decoded, request.preprocessing)
-
-
-def _manifest(
-    request: ExportRequest,
-    target: Target,
-    golden_names: tuple[str, ...],
-    results: dict[Precision, VariantResult],
-) -> Manifest:
-    spec = request.preprocessing
-    takes_pixels = spec.layout == "nhwc-uint8"
-    image = (spec.height, spec.width, 3) if takes_pixels else (3, spec.height, spec.width)
-    batch = 1 if request.max_batch == 1 else "batch"
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=request.name,
-        task="classification",
-        max_batch=request.max_batch,
-        target=target.to_json(),
-        inputs=(TensorSpec("images", "uint8" if takes_pixels else "float32", (batch, *image)),),
-        outputs=(TensorSpec("logits", "float32", (batch, len(request.labels))),),
-        preprocessing=request.preprocessing,
-        labels=request.labels,
-        variants={precision: _variant(precision, result) for precision, result in results.items()},
-        golden=Golden(
-            count=len(golden_names),
-            images=golden_names,
-            labels=None if request.golden_labels is None else "golden/labels.npy",
-            preprocessed="golden/preprocessed.npy",
-            outputs="golden/logits.npy",
-        ),
-        provenance={**request.provenance, "exporter": _versions()},
-        files=(),
-    )
-
-
-def _variant(precision: Precision, result: VariantResult) -> Variant:
-    paired, verdict, accuracy = result.paired, result.verdict, None
-    if paired is not None and verdict is not None:
-        accuracy = Accuracy(
-            top1=paired.top1,
-            reference_top1=paired.reference_top1,
-            count=paired.count,
-            lost=paired.lost,
-            gained=paired.gained,
-            interval=paired.interval,
-            gate=verdict.limit,
-            is_overridden=verdict.is_overridden,
-            is_certified=verdict.certified,
-        )
-    file = f"model.{precision}.onnx"
-    return Variant(file, precision, TOLERANCES[precision], result.conformance, accuracy)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -253,14 +211,23 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _check_logits(logits: Any, classes: int) -> None:
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (2, classes):
+def _width(outputs: Any, request: ExportRequest) -> int:
+    """Return how many numbers the model gives for an image: a fixed number for a classifier."""
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    classes = len(request.labels)
+    if request.references is not None and (len(shape) != 2 or shape[0] != 2):
+        raise BadInputError(
+            "an encoder returns (N, D) embeddings, one for each image",
+            found=f"{shape} for a batch of 2",
+            remedy="pool the feature map in the model",
+        )
+    if request.references is None and shape != (2, classes):
         raise BadInputError(
             f"a classifier returns (N, {classes}) logits, one for each label",
             found=f"{shape} for a batch of 2",
             remedy="export with the labels of the data set that the model was trained on",
         )
+    return int(outputs.shape[1])
 
 
 def _summary(report: SimplifyReport) -> str:
@@ -269,11 +236,6 @@ def _summary(report: SimplifyReport) -> str:
     live = [f"; {change.site}: {change.what}" for change in changes if "live" in change.what]
     summary = f"simplified {len(changes)} sites; relative error {report.model_error:.1g}"
     return summary + "".join(live)
-
-
-def _versions() -> dict[str, str]:
-    modules = (torch, onnx, onnxscript, onnxruntime, np)
-    return {module.__name__: module.__version__ for module in modules}
 
 
 def _json(value: Any) -> bytes:

@@ -38,6 +38,7 @@ class Holdout:
         images: Decoded (h, w, 3) uint8; taken a few at a time.
         labels: Their classes.
         preprocessing: From an image to the model's input.
+        as_logits: From (N, D) outputs to (N, classes) logits, where they are none.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Holdout:
         images: Sequence[NDArray[np.uint8]],
         labels: Sequence[int],
         preprocessing: Preprocessing,
+        *,
+        as_logits: Run = lambda outputs: outputs,
     ) -> None:
-        self._images, self._preprocessing = images, preprocessing
+        self._images, self._preprocessing, self._as_logits = images, preprocessing, as_logits
         self.labels: NDArray[np.int64] = np.asarray(labels, np.int64)
         frozen = frozen_copy(model)
 
@@ -61,7 +64,7 @@ class Holdout:
 
     def answers(self, run: Run, alter: Alter = lambda image: image) -> NDArray[np.float32]:
         """Return the (N, classes) logits that a model gives, to altered images if it is asked."""
-        return np.concatenate([run(inputs) for inputs in self._batches(alter)])
+        return np.concatenate([self._as_logits(run(inputs)) for inputs in self._batches(alter)])
 
     def compare(self, run: Run, *, alter: Alter = lambda image: image) -> PairedAccuracy:
         """Compare a model's answers, to altered images perhaps, with the reference's."""

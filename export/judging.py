@@ -2,35 +2,33 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from deploy.bundle.manifest import Conformance
+from deploy.bundle.tolerance import AnyTolerance
 from deploy.errors import CheckFailedError
 from deploy.measure.compare import Comparison, compare
 from deploy.measure.paired import PairedAccuracy
+from deploy.runtime.neighbours import ReferenceIndex
 from export.accuracy import GateVerdict, judge_accuracy
 from export.conformance import judge
-from export.float64 import evaluate
 from export.gates import assert_exportable
 from export.holdout import Holdout, as_float
+from export.reference import embed_references, reference_outputs
 from export.request import ExportRequest
 from export.resize_ablation import ResizeAblation, measure_resize
 from export.run_onnx import Run
 from export.speed import Speed, assert_not_slower, compare_speed
 from export.targets import Precision, Target
-from export.trace import frozen_copy
-from export.variants import TOLERANCES, Made, is_host, open_variant
+from export.variants import EMBEDDING_TOLERANCES, TOLERANCES, Made, is_host, open_variant
 
-__all__ = ["Judging", "VariantResult"]
-
-_BATCH = 16  # of the float64 reference
+__all__ = ["Judging", "VariantResult", "neighbours_text"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,14 @@ class VariantResult:
 
 
 class Judging:
-    """What every variant is held against: the model's answers, the target, the gates."""
+    """What every variant is held against: the model's answers, the target, the gates.
+
+    Attributes:
+        golden_outputs: The model's, in float64, to the golden images.
+        index: Of an encoder: its reference images.
+        tolerances: Of the task.
+        measure: What its accuracy is called.
+    """
 
     def __init__(
         self,
@@ -84,12 +89,25 @@ class Judging:
     ) -> None:
         self.inputs, self.request, self.target = inputs, request, target
         self.on_stage = on_stage
-        self.golden_logits = _reference_logits(model, as_float(inputs, request.preprocessing))
+        self.golden_outputs = reference_outputs(model, as_float(inputs, request.preprocessing))
+        self.index: ReferenceIndex | None = None
+        self.tolerances: Mapping[Precision, AnyTolerance] = TOLERANCES
+        self.measure = "top-1"
+        if request.references is not None:
+            self.index = embed_references(
+                model,
+                request.references,
+                request.preprocessing,
+                class_names=request.labels,
+                on_stage=on_stage,
+            )
+            self.tolerances, self.measure = EMBEDDING_TOLERANCES, "vote of the nearest"
         self.holdout: Holdout | None = None
         if request.holdout is not None:
             images, labels = request.holdout
             on_stage(f"asking the model for its answers to {len(labels)} held-out images")
-            self.holdout = Holdout(model, images, labels, request.preprocessing)
+            voting = {} if self.index is None else {"as_logits": self.index.vote_logits}
+            self.holdout = Holdout(model, images, labels, request.preprocessing, **voting)
         self._paired: dict[bytes, PairedAccuracy] = {}
 
     def judge(
@@ -104,7 +122,7 @@ class Judging:
         )
         run = open_variant(precision, made.file, self.target)
         answers = run(self.inputs)
-        comparison = compare(answers, self.golden_logits, TOLERANCES[precision])
+        comparison = self._compare(precision, answers)
         if not comparison.passed:
             raise CheckFailedError(
                 f"an exported {precision} file answers as the model does, within its tolerance",
@@ -114,6 +132,8 @@ class Judging:
         self._check_batches(precision, run, answers)
         paired = self._accuracy(precision, made.file)
         verdict = None if paired is None else self._gate(precision, paired)
+        if comparison.neighbour_agreement is not None:
+            self.on_stage(f"{precision}: {neighbours_text(comparison, verdict)}")
         if verdict is not None:
             self.on_stage(verdict.text)
             if not verdict.passed:
@@ -140,13 +160,18 @@ class Judging:
             seconds=time.perf_counter() - begun,
         )
 
+    def _compare(self, precision: Precision, answers: NDArray[np.float32]) -> Comparison:
+        references = None if self.index is None else self.index.embeddings
+        tolerance = self.tolerances[precision]
+        return compare(answers, self.golden_outputs, tolerance, index=references)
+
     def _check_batches(self, precision: Precision, run: Run, answers: NDArray[np.float32]) -> None:
         """Run the file at both ends of its batch range and halfway: each image answers alike."""
         largest = self.request.max_batch
         for size in sorted({1, (1 + largest) // 2, largest}):
             some = run(np.resize(self.inputs, (size, *self.inputs.shape[1:])))
             error = np.abs(some - np.resize(answers, some.shape)).max() / np.ptp(answers)
-            if not error <= TOLERANCES[precision].max_scaled_error:
+            if not error <= self.tolerances[precision].max_scaled_error:
                 raise CheckFailedError(
                     "a file gives an image the same answer in a batch of any size",
                     found=f"{precision}: scaled error {error:.1e} in a batch of {size}",
@@ -163,12 +188,21 @@ class Judging:
         return ablation
 
     def is_good_int8(self, file: bytes) -> bool:
-        """Say whether a file passes the gate of int8; without held-out images, any does."""
+        """Say whether a file passes the gate of int8; without held-out images, any does.
+
+        An encoder's file must answer the golden images within its tolerance, too: without labels
+        there is no other judge.
+        """
+        if self.index is not None:
+            run = open_variant("int8", file, self.target)
+            if not self._compare("int8", run(self.inputs)).passed:
+                return False
         paired = self._accuracy("int8", file)
         return paired is None or self._gate("int8", paired).passed
 
     def _gate(self, precision: Precision, paired: PairedAccuracy) -> GateVerdict:
-        return judge_accuracy(precision, paired, override=self.request.gates.get(precision))
+        override = self.request.gates.get(precision)
+        return judge_accuracy(precision, paired, override=override, measure=self.measure)
 
     def _accuracy(self, precision: Precision, file: bytes) -> PairedAccuracy | None:
         if self.holdout is None:
@@ -179,11 +213,10 @@ class Judging:
         return self._paired[file]
 
 
-def _reference_logits(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what the model itself answers in float64, rounded once."""
-    reference = frozen_copy(model).double()
-    batches = (
-        torch.from_numpy(inputs[i : i + _BATCH]).double() for i in range(0, len(inputs), _BATCH)
+def neighbours_text(comparison: Comparison, verdict: GateVerdict | None) -> str:
+    """Say how an encoder's golden images went, and whether there is another judge."""
+    text = (
+        f"smallest cosine similarity {comparison.min_cosine:.6f}, the same nearest reference for "
+        f"{comparison.neighbour_agreement:.2%} of {comparison.count} golden images"
     )
-    logits = torch.cat([evaluate(reference, (batch,))[0] for batch in batches])
-    return logits.float().numpy()
+    return text if verdict is not None else f"{text}; no labels: judged by these alone"

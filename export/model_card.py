@@ -24,9 +24,9 @@ def model_card(
     spec, target = manifest.preprocessing, manifest.target
     folded = report.before.batchnorms - report.after.batchnorms
     stripped = report.before.dropouts - report.after.dropouts
-    (taken,) = manifest.inputs
+    (taken,), (given,) = manifest.inputs, manifest.outputs
     rows = {
-        "Task": f"{manifest.task}, {len(manifest.labels)} classes, listed in labels.txt",
+        "Task": _task(manifest),
         "Target": f"{target['name']} ({target['runtime']})",
         "Input": f"`images` {taken.dtype} {_shape(taken)}, RGB",
         "Pre-processing": (
@@ -34,7 +34,7 @@ def model_card(
             f"mean {list(spec.mean)}, std {list(spec.std)}"
             f"{' (in the graph)' if spec.layout == 'nhwc-uint8' else ''}"
         ),
-        "Output": f"`logits` float32 {_shape(manifest.outputs[0])}",
+        "Output": f"`{given.name}` float32 {_shape(given)}",
         "Simplified": (
             f"{folded} BatchNorms folded, {stripped} dropouts stripped, "
             f"{report.before.nodes} nodes to {report.after.nodes}; "
@@ -64,6 +64,17 @@ Nothing here was measured on the target itself.
 """
 
 
+def _task(manifest: Manifest) -> str:
+    classes = f"{len(manifest.labels)} classes, listed in labels.txt"
+    if manifest.index is None:
+        return f"{manifest.task}, {classes}"
+    known = f"of {classes}" if manifest.labels else "without labels"
+    return (
+        f"{manifest.task}, not normalised; {manifest.index.count} reference images in index/, "
+        f"{known}"
+    )
+
+
 def _shape(tensor: TensorSpec) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
@@ -71,10 +82,19 @@ def _shape(tensor: TensorSpec) -> str:
 def _variant_rows(variant: Variant, comparison: Comparison) -> dict[str, str]:
     accuracy, judged, name = variant.accuracy, variant.conformance, variant.precision
     measured = "not measured: no held-out images were given"
+    top1, plural = "top-1", "logits'"
+    agreement = f"{comparison.top1_agreement or 0:.0%} the same top-1"
+    if comparison.min_cosine is not None:
+        measured = "not measured: no labels were given; judged by the golden images alone"
+        top1, plural = "by the vote of the nearest references", "embeddings'"
+        agreement = (
+            f"cosine distances of at most {order_above(max(0.0, 1 - comparison.min_cosine)):g} and "
+            f"{comparison.neighbour_agreement:.0%} the same nearest reference"
+        )
     if accuracy is not None:
         low, high = (100 * end for end in accuracy.interval)
         measured = (
-            f"{accuracy.top1:.2%} top-1 on {accuracy.count} held-out images (the model in PyTorch "
+            f"{accuracy.top1:.2%} {top1} on {accuracy.count} held-out images (the model in PyTorch "
             f"{accuracy.reference_top1:.2%}); net loss "
             f"{100 * (accuracy.lost - accuracy.gained) / accuracy.count:.2f} points "
             f"[{low:.2f}, {high:.2f}], gate {100 * accuracy.gate:.2f}"
@@ -85,8 +105,8 @@ def _variant_rows(variant: Variant, comparison: Comparison) -> dict[str, str]:
         f"{name}, accuracy": measured,
         f"{name}, conformance": f"{judged.verdict} ({judged.judge}): {judged.detail}",
         f"{name}, against the model in float64": (
-            f"error at most {order_above(comparison.max_scaled_error):g} of the logits' range and "
-            f"{comparison.top1_agreement:.0%} the same top-1, on {comparison.count} golden images"
+            f"error at most {order_above(comparison.max_scaled_error):g} of the {plural} range "
+            f"and {agreement}, on {comparison.count} golden images"
             + ("; emulated" if name == "fp16" else "")
         ),
     }

@@ -2,7 +2,8 @@
 
 Each is told the model's name, types, shapes and labels. What happens to an image before it is not
 the same everywhere: Triton takes the pre-processed tensor, so that whoever asks pre-processes, as
-preprocessing.json says. DeepStream's nvinfer pre-processes itself, by one formula:
+preprocessing.json says; an encoder's index stays in the bundle. DeepStream's nvinfer pre-processes
+itself, by one formula:
 
     y = net-scale-factor * (x - offset)       one factor for all channels, and the image stretched
 
@@ -73,6 +74,8 @@ def _triton(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapping[
     # 0: the batch is one of the dimensions, and fixed.
     has_batches = manifest.max_batch > 1
     first = 1 if has_batches else 0
+    is_classifier = manifest.task == "classification"  # an embedding's numbers have no labels
+    labelled = ' label_filename: "labels.txt"' if is_classifier else ""
     accelerator = ""
     if manifest.target["name"].startswith("jetpack"):
         accelerator = (
@@ -87,16 +90,19 @@ def _triton(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapping[
         f"{'TYPE_UINT8' if taken.dtype == 'uint8' else 'TYPE_FP32'} "
         f"dims: {list(taken.shape[first:])} }}]\n"
         f"output [{{ name: {json.dumps(given.name)} data_type: TYPE_FP32 "
-        f'dims: {list(given.shape[first:])} label_filename: "labels.txt" }}]\n'
+        f"dims: {list(given.shape[first:])}{labelled} }}]\n"
         f"{accelerator}"
     )
     root = manifest.name
-    return {
+    files = {
         f"{root}/config.pbtxt": config.encode(),
         f"{root}/1/model.onnx": bundle.read(manifest.variants[precision].file),
-        f"{root}/labels.txt": "".join(f"{label}\n" for label in bundle.labels).encode(),
         f"{root}/preprocessing.json": _preprocessing(bundle),
     }
+    if is_classifier:
+        labels = "".join(f"{label}\n" for label in bundle.labels)
+        files[f"{root}/labels.txt"] = labels.encode()
+    return files
 
 
 def _kserve(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapping[str, bytes]:
@@ -132,6 +138,12 @@ def _deepstream(bundle: Bundle, precision: str, storage_uri: str | None) -> Mapp
             "DeepStream runs on NVIDIA's boards",
             found=f"a bundle for {manifest.target['name']}",
             remedy="export for the board's JetPack",
+        )
+    if manifest.task != "classification":
+        raise BadInputError(
+            "nvinfer is configured as a classifier here",
+            found="the bundle of an encoder",
+            remedy="use --to triton, which hands out the embedding",
         )
     if spec.resize != "stretch":
         raise BadInputError(

@@ -13,12 +13,27 @@ from export.calibrate import assert_disjoint, calibration_provenance
 from export.model_card import LICENSES
 from export.targets import Precision, Target, find_target
 
-__all__ = ["MIN_GOLDEN", "ExportRequest", "check_precisions", "check_request"]
+__all__ = ["MIN_GOLDEN", "ExportRequest", "References", "check_precisions", "check_request"]
 
 # Latencies of so many images have a 90th percentile (device-side statistics want 64).
 MIN_GOLDEN = 64
 MAX_BATCH = 256
 MIN_CALIBRATION = 32
+
+
+@dataclass(frozen=True)
+class References:
+    """The images among which an encoder's bundle finds neighbours.
+
+    Args:
+        images: Decoded (h, w, 3) uint8, taken a few at a time.
+        names: What to call each.
+        labels: Their classes, or None if they are not known.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    names: Sequence[str]
+    labels: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,8 @@ class ExportRequest:
     Args:
         name: The bundle's name.
         target: A key of `export.targets.TARGETS`.
-        labels: The classes' names, in the order of the logits.
+        labels: The classes' names, in the order of the logits; of an encoder those of the
+            references, or none.
         preprocessing: From a decoded image to the model's input.
         golden_images: At least 64 encoded images (PNG, JPEG, WEBP, BMP): the bundle's reference
             inputs.
@@ -42,6 +58,8 @@ class ExportRequest:
         gates: Limits of the net loss of accuracy, as shares, in place of the usual ones.
         allow_slower: Whether a variant may be slower than fp32 where this host is the target.
         max_batch: 1 for a model of static shape, one image; more, and any batch up to it runs.
+        references: Of an encoder, whose output is an embedding. Accuracy is then that of the vote
+            of an image's nearest references.
         provenance: JSON values: recipe, data set hash, versions, commit. No time, host or path.
         licenses: What the licenses.txt of the bundle says.
     """
@@ -58,16 +76,17 @@ class ExportRequest:
     gates: Mapping[Precision, float] = field(default_factory=dict)
     allow_slower: bool = False
     max_batch: int = 1
+    references: References | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     licenses: str = LICENSES
 
 
 def check_request(request: ExportRequest) -> None:
-    """Refuse labels and golden images that cannot make a useful bundle.
+    """Refuse labels and images that cannot make a useful bundle.
 
     Raises:
         BadInputError: There are too few golden images, not one of each class, or classes that
-            are not the labels'.
+            are not the labels'; or precisions, gates and images do not go together.
     """
     if any(not label.isprintable() or not label for label in request.labels):
         raise BadInputError(
@@ -100,6 +119,8 @@ def check_request(request: ExportRequest) -> None:
     if request.holdout is not None:
         images, labels = request.holdout
         _check_classes("held-out", labels, count=len(images), classes=classes)
+    if request.references is not None:
+        _check_references(request.references, request)
     target = find_target(request.target)
     check_precisions(target, request.precisions, calibration=request.calibration)
     _check_judgement(request)
@@ -130,11 +151,17 @@ def check_precisions(
 
 def _check_judgement(request: ExportRequest) -> None:
     lower = [each for each in request.precisions if each != "fp32"]
-    if lower and request.holdout is None:
+    if lower and request.holdout is None and request.references is None:
         raise BadInputError(
             "a lower precision is judged by its accuracy on labelled held-out images",
             found=f"{', '.join(lower)} and no such images",
             remedy="give some, or export fp32 only",
+        )
+    if request.gates and request.holdout is None and request.references is not None:
+        raise BadInputError(
+            "a gate limits the net loss of accuracy, which is measured on labelled images",
+            found=f"{', '.join(request.gates)} and no such images",
+            remedy="leave --gate out, or give labelled reference images and labelled --data",
         )
     wrong = {p: limit for p, limit in request.gates.items() if not 0 <= limit <= 1}
     if wrong:
@@ -146,6 +173,24 @@ def _check_judgement(request: ExportRequest) -> None:
     if request.calibration:
         golden = calibration_provenance(request.golden_images).sha256
         assert_disjoint(calibration_provenance(request.calibration).sha256, golden)
+
+
+def _check_references(references: References, request: ExportRequest) -> None:
+    count, classes = len(references.images), len(request.labels)
+    if count == 0 or len(references.names) != count:
+        raise BadInputError(
+            "an encoder's bundle holds reference images, each with a name",
+            found=f"{count} images, {len(references.names)} names",
+            remedy="give some with --reference",
+        )
+    if references.labels is not None:
+        _check_classes("reference", references.labels, count=count, classes=classes)
+    elif request.labels or request.golden_labels is not None or request.holdout is not None:
+        raise BadInputError(
+            "an encoder knows no classes but those of its reference images",
+            found="reference images without labels, and classes all the same",
+            remedy="label the reference images, or leave the other labels out",
+        )
 
 
 def _check_classes(which: str, labels: Sequence[int], *, count: int, classes: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle.manifest import Tolerance
+from deploy.bundle.tolerance import EmbeddingTolerance, Tolerance
 from export.calibrate import calibration_provenance
 from export.emulate_fp16 import emulate_fp16
 from export.mixed_precision import to_fp16
@@ -24,7 +24,14 @@ from export.run_onnx import Run, open_run
 from export.sensitivity import quantize_until
 from export.targets import Precision, Target
 
-__all__ = ["TOLERANCES", "Made", "is_host", "make_variant", "open_variant"]
+__all__ = [
+    "EMBEDDING_TOLERANCES",
+    "TOLERANCES",
+    "Made",
+    "is_host",
+    "make_variant",
+    "open_variant",
+]
 
 _HELD_BACK = 0.125  # of the calibration images, by which the method is chosen
 _RANGED_ON = 64  # images for the ranges of fp16
@@ -47,6 +54,26 @@ TOLERANCES: dict[Precision, Tolerance] = {
         min_top1_agreement=0.85,
         reason="logits in int8 move by a few per cent of their range; the gate on the accuracy, "
         "not this, says whether that is too far",
+    ),
+}
+EMBEDDING_TOLERANCES: dict[Precision, EmbeddingTolerance] = {
+    "fp32": EmbeddingTolerance(
+        max_scaled_error=1e-4,
+        min_cosine=0.999999,
+        min_neighbour_agreement=1.0,
+        reason=TOLERANCES["fp32"].reason,
+    ),
+    "fp16": EmbeddingTolerance(
+        max_scaled_error=0.02,
+        min_cosine=0.999,
+        min_neighbour_agreement=0.95,
+        reason=TOLERANCES["fp16"].reason,
+    ),
+    "int8": EmbeddingTolerance(
+        max_scaled_error=0.25,
+        min_cosine=0.95,
+        min_neighbour_agreement=0.75,
+        reason="TO MEASURE",
     ),
 }
 

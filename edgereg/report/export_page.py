@@ -5,12 +5,18 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from deploy.bundle.manifest import Manifest
 from edgereg.report.page import document
 from export.emulate_int8 import describe_int8
 from export.exporter import ExportResult
 from export.judging import VariantResult
 
 __all__ = ["export_json", "export_page"]
+
+_VOTE = (
+    " An answer is the class for which the 20 nearest reference images vote, each by its cosine "
+    "similarity."
+)
 
 
 def export_json(result: ExportResult) -> dict[str, Any]:
@@ -21,6 +27,7 @@ def export_json(result: ExportResult) -> dict[str, Any]:
 def export_page(result: ExportResult) -> str:
     """Return the report as one HTML file."""
     manifest, report = result.manifest, result.report
+    is_encoder = manifest.index is not None
     target = manifest.target
     ablation = (
         ""
@@ -32,13 +39,13 @@ def export_page(result: ExportResult) -> str:
         f"<h1>{escape(manifest.name)} for {escape(target['name'])}</h1>\n"
         f"<p>{escape(target['runtime'])}, opset {target['opset']}, batch 1"
         f"{'' if manifest.max_batch == 1 else f' to {manifest.max_batch}'}; "
-        f"{len(manifest.labels)} classes, images of {manifest.preprocessing.height}x"
+        f"{_given(manifest)}, images of {manifest.preprocessing.height}x"
         f"{manifest.preprocessing.width}.</p>\n"
         f'<p class="note">{escape(machine)}. Nothing here was run on a Jetson.</p>',
         "<h2>Accuracy on held-out images</h2>\n"
         "<p>Net loss: images that the PyTorch model gets right and the variant does not, less the "
         "reverse, over all; with its exact 95 % interval. Certified: all of it is within the gate, "
-        "or within 0.1 points. ECE: expected calibration error.</p>\n"
+        f"or within 0.1 points. ECE: expected calibration error.{_VOTE if is_encoder else ''}</p>\n"
         + _table(
             (
                 "variant",
@@ -63,7 +70,7 @@ def export_page(result: ExportResult) -> str:
                 "variant",
                 "parser and builder",
                 "error",
-                "same top-1",
+                "smallest cosine, same nearest reference" if is_encoder else "same top-1",
                 "bytes",
                 "time to fp32's",
                 "made and judged",
@@ -105,13 +112,24 @@ def _accuracy_row(name: str, variant: VariantResult) -> tuple[str, ...]:
     )
 
 
+def _given(manifest: Manifest) -> str:
+    """Say what the model gives."""
+    if manifest.index is None:
+        return f"{len(manifest.labels)} classes"
+    width, count = manifest.outputs[0].shape[1], manifest.index.count
+    return f"embeddings of {width} numbers, {count:,} reference images"
+
+
 def _file_row(name: str, variant: VariantResult) -> tuple[str, ...]:
-    agreement, speed = variant.comparison.top1_agreement, variant.speed
+    found, speed = variant.comparison, variant.speed
+    agreement = "" if found.top1_agreement is None else f"{found.top1_agreement:.1%}"
+    if found.neighbour_agreement is not None:
+        agreement = f"{found.min_cosine:.6f}, {found.neighbour_agreement:.1%}"
     return (
         name,
         f"{variant.conformance.verdict} ({variant.conformance.judge})",
         f"{variant.comparison.max_scaled_error:.1e}",
-        "" if agreement is None else f"{agreement:.1%}",
+        agreement,
         f"{variant.size:,}",
         "" if speed is None else f"{speed.ratio:.2f}x",
         f"{variant.seconds:.1f} s",
