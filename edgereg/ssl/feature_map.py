@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgereg.errors import RecipeError
 
-__all__ = ["FeatureMap", "find_feature_map"]
+__all__ = ["FeatureMap", "evaluating", "find_feature_map"]
 
 _MOST_PREFIXES = 8  # a class token and some registers
 
@@ -79,7 +79,7 @@ def find_feature_map(backbone: nn.Module, image_size: int, *, what: str) -> Feat
     parameters = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     device = next((p.device for p in parameters.values()), torch.device("cpu"))
     images = torch.zeros(2, 3, image_size, image_size, device=device)
-    with _evaluation(backbone), torch.enable_grad():
+    with evaluating(backbone), torch.enable_grad():
         outputs = _outputs(backbone, images)
         maps = [(path, kind) for path, y in outputs if (kind := _kind_of(y, backbone))]
         if not maps:
@@ -94,6 +94,18 @@ def find_feature_map(backbone: nn.Module, image_size: int, *, what: str) -> Feat
     unused = tuple(name for name, g in zip(parameters, gradients, strict=True) if g is None)
     _check_rest(backbone, {name for name, y in outputs if y.ndim > 2}, set(unused), what, path)
     return FeatureMap(path, layout, prefixes, channels, side, unused)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and all within into evaluation mode for a while."""
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
 
 
 def _outputs(backbone: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
@@ -160,14 +172,3 @@ def _check_rest(
             found=f"in {what} it is {path}, and {len(unused)} weights and biases stand behind it",
             remedy="raise model.image_size, or choose another model, resnet for instance",
         )
-
-
-@contextmanager
-def _evaluation(backbone: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
