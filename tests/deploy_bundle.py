@@ -1,6 +1,8 @@
-"""A small real bundle for the tests of deploy/: a linear classifier on the mean colour."""
+"""Small real bundles for the tests of deploy/: a classifier and an encoder, both linear."""
 
+import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.bundle.manifest import (
     FORMAT_VERSION,
     Conformance,
+    EmbeddingTolerance,
     Golden,
+    Index,
     Manifest,
     TensorSpec,
     Tolerance,
@@ -24,29 +28,31 @@ from deploy.runtime.preprocess import Preprocessing, preprocess
 SIZE, LABELS, COUNT = 8, ("red", "green", "blue"), 6
 SPEC = Preprocessing(SIZE, SIZE, "stretch", 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 FP32 = Tolerance(1e-5, 1.0, "float32 sums in another order")
+FP32_EMBEDDING = EmbeddingTolerance(1e-5, 0.999999, 1.0, "float32 sums in another order")
+REFERENCES = 9
 
 
-def golden_pixels(count=COUNT, size=SIZE):
+def golden_pixels(count=COUNT, size=SIZE, seed=0):
     """(size, size, 3) uint8 images in which each class in turn prevails."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = rng.integers(0, 100, (count, size, size, 3), dtype=np.uint8)
     for i, image in enumerate(images):
         image[:, :, i % 3] += 100
     return list(images)
 
 
-def linear_onnx(weight, *, name="images", size=SIZE):
-    """logits = the mean over the image's pixels @ weight (3, classes)."""
+def linear_onnx(weight, *, name="images", size=SIZE, output="logits"):
+    """output = the mean over the image's pixels @ weight (3, classes)."""
     nodes = [
         helper.make_node("GlobalAveragePool", [name], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        helper.make_node("MatMul", ["flat", "weight"], [output]),
     ]
     graph = helper.make_graph(
         nodes,
         "linear",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, size, size])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", weight.shape[1]])],
         [numpy_helper.from_array(weight.astype(np.float32), "weight")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -92,6 +98,37 @@ def bundle_parts(*, encode=encode_png, suffix="png", tolerance=FP32):
         files=(),
     )
     return manifest, contents
+
+
+def embedding_parts():
+    """The manifest and contents of an encoder: the mean colour, with references of three labels."""
+    manifest, contents = bundle_parts()
+    weight, pixels = np.eye(3) + 0.1, golden_pixels(REFERENCES, seed=1)
+    rows = preprocess(pixels, SPEC).mean(axis=(2, 3)) @ weight
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    names = [f"{LABELS[i % 3]}/{i}.png" for i in range(REFERENCES)]
+    contents |= {
+        "model.fp32.onnx": linear_onnx(weight, output="embedding"),
+        "index/embeddings.npy": npy(units.astype(np.float32)),
+        "index/names.json": json.dumps(names).encode(),
+        "index/labels.npy": npy(np.arange(REFERENCES) % 3),
+    }
+    variant = dataclasses.replace(manifest.variants["fp32"], tolerance=FP32_EMBEDDING)
+    manifest = dataclasses.replace(
+        manifest,
+        task="embedding",
+        outputs=(TensorSpec("embedding", "float32", ("batch", 3)),),
+        variants={"fp32": variant},
+        index=Index(REFERENCES, "index/embeddings.npy", "index/names.json", "index/labels.npy"),
+    )
+    return manifest, contents
+
+
+def write_embedding_bundle(path: Path, **changes) -> Bundle:
+    """Write the encoder's with some contents replaced, and open it."""
+    manifest, contents = embedding_parts()
+    write_bundle(path, manifest, contents | changes)
+    return open_bundle(path)
 
 
 def write_small_bundle(path: Path, **changes) -> Bundle:
