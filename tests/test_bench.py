@@ -77,9 +77,31 @@ def test_a_result_is_plain_json_with_raw_samples(bundle):
     result = bench(bundle, CountingRunner(bundle), count=70)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert document["count"] == 70 and document["threads"] == 1 and document["batch"] == 1
+    assert document["validity"]["verdict"] in ("valid", "invalid", "not watched")
     assert len(document["samples_ms"]["infer"]) == 70
     percentiles = document["summaries_ms"]["end to end"]["percentiles"]
     assert percentiles["p90"] > 0 and percentiles["p99"] is None
+
+
+def test_a_batch_is_one_sample_of_several_images(bundle):
+    runner = CountingRunner(bundle)
+    result = bench(bundle, runner, count=50, warmup=5, batch=4)
+    assert (result.count, result.batch, result.warmup) == (13, 4, 8)
+    assert runner.calls == 13 + 2
+    total_s = sum(result.samples_ms["end to end"]) / 1e3
+    assert result.images_per_second == pytest.approx(52 / total_s)
+    assert result.check.passed and result.check.count % 4 == 0
+
+
+def test_a_wrong_row_in_a_batch_is_found(bundle):
+    runner = CountingRunner(bundle, wrong_from=2)
+    assert not bench(bundle, runner, count=600, warmup=0, batch=3).check.passed
+
+
+@pytest.mark.parametrize("batch", [0, 17])
+def test_a_batch_that_the_model_does_not_take_is_refused(bundle, batch):
+    with pytest.raises(BadInputError, match="takes 16"):
+        bench(bundle, CountingRunner(bundle), count=1, batch=batch)
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"duration_s": 0.0}, {"warmup": -1}])

@@ -88,7 +88,7 @@ def test_bench_writes_the_document_that_it_prints(path, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     assert run("bench", path, "--count", 5, "--json", "--out", out) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["count"] == 5
+    assert document["runs"][0]["count"] == 5
     assert json.loads(out.read_text()) == document
 
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from deploy.measure.statistics import median_interval, minimum_samples, percentile, summarize
+from deploy.measure.statistics import (
+    median_interval,
+    median_ratio,
+    minimum_samples,
+    percentile,
+    summarize,
+)
 
 
 @pytest.mark.parametrize(("q", "n"), [(50, 11), (90, 64), (95, 130), (99, 662), (99.9, 6636)])
@@ -9,7 +15,7 @@ def test_the_smallest_samples_are_those_of_mlperf(q, n):
     assert minimum_samples(q) == n
 
 
-@pytest.mark.parametrize("q", [50, 90, 95, 99])
+@pytest.mark.parametrize("q", [50, 90, 95, 99, 99.9])
 def test_a_percentile_is_reported_from_the_smallest_sample_on(q):
     n = minimum_samples(q)
     assert percentile(range(n - 1), q) is None
@@ -47,4 +53,27 @@ def test_the_interval_of_a_long_run_is_narrow():
 def test_a_summary_leaves_out_what_the_sample_cannot_say():
     summary = summarize([1.0, 2.0, 4.0] * 30)
     assert (summary.count, summary.mean) == (90, pytest.approx(7 / 3))
-    assert summary.percentiles == {"p50": 2.0, "p90": 4.0, "p95": None, "p99": None}
+    unknown = dict.fromkeys(("p95", "p99", "p99.9"))
+    assert summary.percentiles == {"p50": 2.0, "p90": 4.0, **unknown}
+
+
+def noisy_pairs(rng, rounds, ratio):
+    """Two times under a load that strikes both, and noise that strikes each."""
+    load = rng.lognormal(sigma=0.5, size=rounds)
+    own = rng.lognormal(sigma=0.05, size=(2, rounds))
+    return list(zip(ratio * load * own[0], load * own[1], strict=True))
+
+
+@pytest.mark.parametrize("rounds", [20, 101])
+def test_the_interval_of_a_ratio_holds_the_true_one_as_often_as_it_says(rounds):
+    rng = np.random.default_rng(rounds)
+    found = [median_ratio(noisy_pairs(rng, rounds, 0.8)) for _ in range(1000)]
+    covered = np.mean([low <= 0.8 <= high for low, high in (ratio.interval for ratio in found)])
+    assert covered >= 0.93  # 95 %, less three standard errors of the simulation
+
+
+def test_equal_times_are_not_told_apart_and_different_ones_are():
+    rng = np.random.default_rng(0)
+    equal, slower = (median_ratio(noisy_pairs(rng, 41, ratio)) for ratio in (1.0, 1.1))
+    assert equal.interval[0] <= 1 <= equal.interval[1]
+    assert slower.interval[0] > 1 and "[" in str(slower)

@@ -1,39 +1,29 @@
 """How long one image takes, stage by stage, on this machine.
 
-One image at a time, each stage timed on its own, raw samples kept. Warm-up is not counted. One of
-every hundred outputs of the timed run is compared with the golden ones: a fast wrong answer is no
-result.
+Each stage is timed on its own, raw samples are kept, the warm-up is not counted, a sample of the
+outputs is checked, and the board is watched.
 """
 
 import dataclasses
 import math
 import platform
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deploy.bundle.index import read_index
+from deploy.board.state import BoardState
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
-from deploy.measure.compare import Comparison, compare
+from deploy.measure.compare import Comparison
+from deploy.measure.energy import Energy, measure_energy
+from deploy.measure.monitor import Monitor, Validity, judge_states, watch_idle
+from deploy.measure.pipeline import END_TO_END, STAGES, Pipeline
 from deploy.measure.statistics import Summary, summarize
-from deploy.measure.verify import end_to_end_tolerance, golden_images
-from deploy.runtime.decode import decode
-from deploy.runtime.postprocess import top_k
-from deploy.runtime.preprocess import preprocess
 from deploy.runtime.runner import Runner
 
 __all__ = ["END_TO_END", "STAGES", "BenchResult", "bench", "cpu_model"]
-
-STAGES = ("decode", "preprocess", "infer", "postprocess")
-END_TO_END = "end to end"
-_CHECKED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,9 +36,13 @@ class BenchResult:
         precision: Which variant.
         threads: CPU threads that computed.
         cpu: The processor's name.
+        batch: How many images went through at a time.
         warmup: Images before the timed ones.
-        samples_ms: For each of STAGES and END_TO_END, every sample in order, in ms.
+        samples_ms: For each of STAGES and END_TO_END, every sample in order, in ms: one a batch.
         check: The sampled outputs against the golden ones.
+        states: What the board said before, during and after it.
+        validity: What that means for the figures.
+        energy: Of an image; None where no power is measured.
     """
 
     bundle: str
@@ -56,19 +50,23 @@ class BenchResult:
     precision: str
     threads: int
     cpu: str
+    batch: int
     warmup: int
     samples_ms: dict[str, tuple[float, ...]]
     check: Comparison
+    states: tuple[BoardState, ...]
+    validity: Validity
+    energy: Energy | None
 
     @property
     def count(self) -> int:
-        """How many images were timed."""
+        """How many batches were timed."""
         return len(self.samples_ms[END_TO_END])
 
     @property
     def images_per_second(self) -> float:
-        """One after the other."""
-        return 1e3 * self.count / math.fsum(self.samples_ms[END_TO_END])
+        """One batch after the other."""
+        return 1e3 * self.count * self.batch / math.fsum(self.samples_ms[END_TO_END])
 
     def summaries_ms(self) -> dict[str, Summary]:
         """Statistics of each stage."""
@@ -78,10 +76,12 @@ class BenchResult:
         """Plain JSON values, the raw samples among them."""
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
-            "batch": 1,
             "count": self.count,
             "images_per_second": self.images_per_second,
             "check": self.check.to_json(),
+            "states": [dataclasses.asdict(state) for state in self.states],
+            "validity": dataclasses.asdict(self.validity) | {"verdict": self.validity.verdict},
+            "energy": None if self.energy is None else dataclasses.asdict(self.energy),
             "summaries_ms": {
                 stage: dataclasses.asdict(summary) for stage, summary in self.summaries_ms().items()
             },
@@ -95,9 +95,12 @@ def bench(
     duration_s: float = 60.0,
     count: int | None = None,
     warmup: int = 20,
+    batch: int = 1,
+    idle_s: float = 0.0,
+    root: Path = Path("/"),
     on_progress: Callable[[str], None] | None = None,
 ) -> BenchResult:
-    """Time the golden images, over and over, one at a time.
+    """Time the golden images, over and over.
 
     Args:
         bundle: The opened bundle.
@@ -105,10 +108,13 @@ def bench(
         duration_s: Stop when this has passed.
         count: Stop after so many images instead.
         warmup: So many images before, which are not counted.
-        on_progress: Told how far it is, between two images.
+        batch: How many images go through at a time.
+        idle_s: Where power is measured, measure it for so long before, while nothing runs.
+        root: The tree of files in which the board is watched.
+        on_progress: Told how far it is, between two batches.
 
     Raises:
-        BadInputError: Nothing would be timed.
+        BadInputError: Nothing would be timed, or the model does not take such a batch.
         CheckFailedError: An output is not finite.
     """
     if duration_s <= 0 or warmup < 0 or (count is not None and count < 1):
@@ -117,66 +123,36 @@ def bench(
             found=f"duration {duration_s} s, count {count}, warm-up {warmup}",
             remedy="use positive numbers",
         )
-    encoded, reference = golden_images(bundle), bundle.array(bundle.manifest.golden.outputs)
-    index = read_index(bundle)
-
-    def answer(output: NDArray[np.float32]) -> None:
-        if index is None:
-            top_k(output, bundle.labels, k=5)
-        else:
-            index.nearest(output, k=5)
-
-    for i in range(warmup):
-        _time_image(bundle, runner, encoded[i % len(encoded)], answer)
-    samples: dict[str, list[float]] = {stage: [] for stage in (*STAGES, END_TO_END)}
-    checked, outputs = [], []
-    draw = random.Random(0)  # which outputs are kept; a fixed stride could always meet one image
-    done, elapsed, started = 0, 0.0, time.perf_counter()
-    while done == 0 or (done < count if count is not None else elapsed < duration_s):
-        i = done % len(encoded)
-        times, output = _time_image(bundle, runner, encoded[i], answer)
-        for stage, start, end in zip(STAGES, times[:-1], times[1:], strict=True):
-            samples[stage].append((end - start) / 1e6)
-        samples[END_TO_END].append((times[-1] - times[0]) / 1e6)
-        if done == 0 or draw.random() < _CHECKED_SHARE:
-            checked.append(i)
-            outputs.append(output.copy())
-        done, elapsed = done + 1, time.perf_counter() - started
-        if on_progress is not None:
-            limit = f"{count} images" if count is not None else f"{duration_s:g} s"
-            on_progress(f"{done} images in {elapsed:.0f} s of {limit}")
-    allowed = bundle.manifest.variants[runner.precision].tolerance
+    pipeline = Pipeline(bundle, runner, batch=batch)
+    idle = watch_idle(root, duration_s=idle_s)
+    for _ in range(math.ceil(warmup / batch)):
+        pipeline.run()
+    samples: list[tuple[float, ...]] = []
+    with Monitor(root) as monitor:
+        elapsed, started = 0.0, time.perf_counter()
+        while not samples or (
+            len(samples) * batch < count if count is not None else elapsed < duration_s
+        ):
+            samples.append(pipeline.timed())
+            elapsed = time.perf_counter() - started
+            if on_progress is not None:
+                limit = f"{count} images" if count is not None else f"{duration_s:g} s"
+                on_progress(f"{len(samples) * batch} images in {elapsed:.0f} s of {limit}")
+    stages = dict(zip(STAGES, zip(*samples, strict=True), strict=True))
     return BenchResult(
         bundle=bundle.path.name,
         backend=runner.name,
         precision=runner.precision,
         threads=runner.threads,
         cpu=cpu_model(),
-        warmup=warmup,
-        samples_ms={stage: tuple(times) for stage, times in samples.items()},
-        check=compare(
-            np.concatenate(outputs),
-            reference[checked],
-            end_to_end_tolerance(allowed, encoded),
-            index=None if index is None else index.embeddings,
-        ),
+        batch=batch,
+        warmup=math.ceil(warmup / batch) * batch,
+        samples_ms={**stages, END_TO_END: tuple(map(math.fsum, samples))},
+        check=pipeline.check(),
+        states=monitor.states,
+        validity=judge_states(monitor.states),
+        energy=measure_energy(idle, monitor.states, images=len(samples) * batch),
     )
-
-
-def _time_image(
-    bundle: Bundle, runner: Runner, data: bytes, answer: Callable[[NDArray[np.float32]], None]
-) -> tuple[list[int], NDArray[np.float32]]:
-    """The times in ns before, between and after STAGES, and the model's output."""
-    times = [time.perf_counter_ns()]
-    image = decode(data, name="a golden image")
-    times.append(time.perf_counter_ns())
-    batch = preprocess([image], bundle.manifest.preprocessing)
-    times.append(time.perf_counter_ns())
-    output = runner(batch)
-    times.append(time.perf_counter_ns())
-    answer(output[0])
-    times.append(time.perf_counter_ns())
-    return times, output
 
 
 def cpu_model(root: Path = Path("/")) -> str:
