@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
@@ -96,3 +97,39 @@ def test_a_missing_key_is_named():
 def test_dumping_refuses_numbers_that_are_not_finite():
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict_json.dump(Inner(float("inf")))
+
+
+@dataclass(frozen=True)
+class Left:
+    a: int
+    more: int | None = field(default=None, metadata=strict_json.OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Right:
+    b: int
+
+
+@dataclass(frozen=True)
+class Either:
+    one: Left | Right
+
+
+def test_a_key_that_may_be_missing_is_left_out_when_it_says_nothing():
+    assert strict_json.dump(Left(1)) == b'{\n "a": 1\n}\n'
+    assert json.loads(strict_json.dump(Left(1, 2))) == {"a": 1, "more": 2}
+    for value in (Left(1), Left(1, 2)):
+        parsed = strict_json.parse(strict_json.dump(value), source="x")
+        assert strict_json.decode(Left, parsed, source="x") == value
+
+
+@pytest.mark.parametrize("value", [Left(1), Right(1)])
+def test_of_several_dataclasses_the_keys_say_which_is_meant(value):
+    parsed = strict_json.parse(strict_json.dump(Either(value)), source="x")
+    assert strict_json.decode(Either, parsed, source="x") == Either(value)
+
+
+@pytest.mark.parametrize("document", [{}, {"a": 1, "b": 1}, {"a": 1, "c": 1}, {"more": 1}])
+def test_keys_of_no_dataclass_are_refused(document):
+    with pytest.raises(BadInputError, match=r"the document\.one has"):
+        strict_json.decode(Either, {"one": document}, source="x")
