@@ -72,6 +72,8 @@ class ColorizationConfig:
 class Colorization(Method):
     """The decoder and the loss around a backbone; see Method.
 
+    Of a transformer it trains the tokens that have a place, and a class token only as their helper.
+
     Raises:
         DataError: There is no colour in the sample.
         RecipeError: The backbone has no feature map.

@@ -81,15 +81,14 @@ def find_feature_map(backbone: nn.Module, image_size: int, *, what: str) -> Feat
     images = torch.zeros(2, 3, image_size, image_size, device=device)
     with evaluating(backbone), torch.enable_grad():
         outputs = _outputs(backbone, images)
-        maps = [(path, kind) for path, y in outputs if (kind := _kind_of(y, backbone))]
+        maps = [(path, y, kind) for path, y in outputs if (kind := _kind_of(y, backbone))]
         if not maps:
             raise RecipeError(
                 "colorization needs a feature map of more than one pixel",
                 found=f"none in {what} at {image_size}x{image_size}",
                 remedy="raise model.image_size, or choose another model, resnet for instance",
             )
-        path, (layout, prefixes, channels, side) = maps[-1]
-        last = [y for name, y in outputs if name == path][-1]
+        path, last, (layout, prefixes, channels, side) = maps[-1]
         gradients = torch.autograd.grad(last.sum(), list(parameters.values()), allow_unused=True)
     unused = tuple(name for name, g in zip(parameters, gradients, strict=True) if g is None)
     _check_rest(backbone, {name for name, y in outputs if y.ndim > 2}, set(unused), what, path)
