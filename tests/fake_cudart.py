@@ -1,4 +1,4 @@
-"""A double of CUDA's runtime: memory, streams and graphs that are as late and as strict as real ones.
+"""A double of CUDA's runtime: memory, streams and graphs as late and as strict as real ones.
 
 Work on a stream is done when somebody waits for the stream, and not before: whoever reads too early
 reads the old bytes. Device addresses point nowhere. What CUDA leaves undefined is an error here.

@@ -85,6 +85,7 @@ class TrtRunner:
             if self._context is None:
                 raise self._failed("an engine's context is made", "none")
             owned.callback(self._drop)
+            owned.callback(self._cuda.synchronize, self._stream)
             for buffer in (self._input, self._output):
                 if not self._context.set_tensor_address(buffer.spec.name, buffer.device_address):
                     raise self._failed("a tensor's address is taken", f"not '{buffer.spec.name}'")
@@ -154,7 +155,11 @@ class TrtRunner:
 
     def _record(self) -> int:
         self._cuda.begin_capture(self._stream)
-        self._enqueue()
+        try:
+            self._enqueue()
+        except BaseException:
+            self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+            raise
         return self._cuda.end_capture(self._stream)
 
     def _drop(self) -> None:
