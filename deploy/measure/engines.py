@@ -1,28 +1,27 @@
-"""Build engines, check that they are what was asked for, and time them against each other."""
+"""Build a bundle's engines, check that they are what was asked for, and choose the fastest.
+
+An engine that is not of its precision, or answers otherwise than the bundle's reference, is not
+kept: an older one stays. fp32 is run where none is asked for, unless another is surely faster.
+"""
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
 from deploy.bundle.read import Bundle
 from deploy.errors import CheckFailedError
-from deploy.measure.statistics import median_interval
+from deploy.measure.interleaved import LEAST_ALTERNATIONS, Interleaved, compare_speed
 from deploy.measure.verify import VerifyReport, verify
 from deploy.runtime.engine_build import BuildOutcome, Limits, build_engine
 from deploy.runtime.engine_cache import Engine, EngineCache, Unusable
+from deploy.runtime.engine_key import EngineKey
 from deploy.runtime.engines import engine_key, engine_runner
-from deploy.runtime.runner import Runner
 from deploy.runtime.trt_builder import BuildRequest
 
-__all__ = ["BuiltEngine", "Speed", "build", "compare_speed", "fastest"]
+__all__ = ["BuildReport", "BuiltEngine", "build_engines", "fastest"]
 
-_ROUNDS = 41  # at least 20 alternations are wanted; 99 % of the median needs 8
-_ROUND_S = 0.005
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,45 +40,132 @@ class BuiltEngine:
     outcome: BuildOutcome | None
     verified: VerifyReport
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without the engine's bytes."""
+        built = self.outcome
+        return {
+            "sidecar": dataclasses.asdict(self.engine.sidecar),
+            "reasons": list(self.reasons),
+            "is_new": built is not None,
+            "stages_s": {} if built is None else built.stages_s,
+            "workspace_bytes": None if built is None else built.workspace_bytes,
+            "notes": [] if built is None or built.types is None else list(built.types.notes),
+            "gpu_layers": [] if built is None else list(built.gpu_layers),
+            "verified": self.verified.to_json(),
+        }
 
-def build(
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What came of building a bundle's variants.
+
+    Attributes:
+        bundle: Its name.
+        backend: TensorRT's version and the GPU.
+        engines: By precision.
+        failures: By precision, of which there is no new engine.
+        speeds: By precision, the time over that of fp32, in turns.
+        chosen: What is run where none is asked for; None without an fp32 engine to compare with.
+    """
+
+    bundle: str
+    backend: str
+    engines: dict[str, BuiltEngine]
+    failures: dict[str, CheckFailedError]
+    speeds: dict[str, Interleaved]
+    chosen: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "bundle": self.bundle,
+            "backend": self.backend,
+            "engines": {name: built.to_json() for name, built in self.engines.items()},
+            "failures": {
+                name: {"rule": error.rule, "found": error.found, "remedy": error.remedy}
+                for name, error in self.failures.items()
+            },
+            "speeds": {name: speed.to_json() for name, speed in self.speeds.items()},
+            "chosen": self.chosen,
+        }
+
+
+def build_engines(
     bundle: Bundle,
     cache: EngineCache,
-    request: BuildRequest,
+    requests: Sequence[BuildRequest],
     *,
     limits: Limits,
     force: bool = False,
-    on_stage: Callable[[str], None] = lambda stage: None,
-) -> BuiltEngine:
-    """Build and verify an engine, and keep it, unless one that fits is there; within the lock.
-
-    An engine that is not of its precision, or answers otherwise than the bundle's reference, is
-    not kept: an older one stays.
+    alternations: int = LEAST_ALTERNATIONS,
+    on_stage: OnStage = lambda stage: None,
+) -> BuildReport:
+    """Build and verify engines, keep those that pass, time them, and choose one.
 
     Args:
         bundle: The opened bundle.
         cache: Where engines are kept.
-        request: What to build.
-        limits: Of memory and time.
-        force: Whether to build in any case.
+        requests: One for each precision.
+        limits: Of memory and time, for each build.
+        force: Whether to build what the cache has.
+        alternations: Of the timing, at least 20.
         on_stage: Told what is being done.
 
     Raises:
-        BadInputError: There is no TensorRT or GPU, or the model is not parsed.
-        CheckFailedError: There is no engine, or it fails a check.
+        BadInputError: There is no TensorRT or GPU, a model is not parsed, or another build runs.
     """
+    engines: dict[str, BuiltEngine] = {}
+    failures: dict[str, CheckFailedError] = {}
+    with cache.lock():
+        for request in requests:
+            name = request.precision
+
+            def on_own_stage(stage: str, name: str = name) -> None:
+                on_stage(f"{name}: {stage}")
+
+            try:
+                engines[name] = _build(bundle, cache, request, limits, force, on_own_stage)
+            except CheckFailedError as error:
+                failures[name] = error
+        fitting = _fitting(bundle, cache, requests, engines)
+        speeds = _compare(bundle, fitting, alternations, on_stage)
+        chosen = fastest(speeds) if "fp32" in fitting else None
+        if chosen is not None:
+            hashes = {name: engine.sidecar.sha256 for name, engine in fitting.items()}
+            cache.choose(bundle.manifest.name, chosen, hashes)
+    backends = [built.verified.backend for built in engines.values()]
+    return BuildReport(
+        bundle.path.name, backends[0] if backends else "", engines, failures, speeds, chosen
+    )
+
+
+def fastest(speeds: dict[str, Interleaved]) -> str:
+    """Return the precision to run where none is asked for: fp32, unless one is surely faster."""
+    faster = {
+        name: speed.ratios["infer"].median
+        for name, speed in speeds.items()
+        if not speed.failures and speed.ratios["infer"].interval[1] < 1
+    }
+    return min(faster, key=faster.__getitem__) if faster else "fp32"
+
+
+def _build(
+    bundle: Bundle,
+    cache: EngineCache,
+    request: BuildRequest,
+    limits: Limits,
+    force: bool,
+    on_stage: OnStage,
+) -> BuiltEngine:
     wanted = engine_key(bundle, request)
     found = cache.find(bundle.manifest.name, wanted)
     if isinstance(found, Engine) and not force:
-        runner = engine_runner(bundle, found.plan, wanted)
-        report = _verified(verify(bundle, runner))
-        runner.close()
-        return BuiltEngine(found, (), None, report)
+        on_stage("verify")
+        return BuiltEngine(found, (), None, _verified(bundle, found.plan, wanted))
     reasons = found.reasons if isinstance(found, Unusable) else ("it was asked for",)
-    file = bundle.manifest.variants[request.precision].file
     with cache.work_folder() as folder:
         outcome = build_engine(
-            bundle.read(file),
+            bundle.read(bundle.manifest.variants[request.precision].file),
             request,
             folder=folder,
             limits=limits,
@@ -94,9 +180,7 @@ def build(
             remedy="build another precision, and report it with TensorRT's version",
         )
     on_stage("verify")
-    runner = engine_runner(bundle, outcome.plan, wanted)
-    report = _verified(verify(bundle, runner))
-    runner.close()
+    verified = _verified(bundle, outcome.plan, wanted)
     if outcome.timing_cache:
         cache.store_timing(wanted, outcome.timing_cache)
     engine = cache.store(
@@ -106,78 +190,15 @@ def build(
         layers=types.layers,
         build_s=sum(outcome.stages_s.values()),
     )
-    return BuiltEngine(engine, reasons, outcome, report)
+    return BuiltEngine(engine, reasons, outcome, verified)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """The time of a variant over that of fp32, in turns.
-
-    Attributes:
-        ratio: Median of the rounds' ratios; above 1 is slower.
-        low: Lower end of its 99 % interval.
-        high: Upper end.
-        rounds: How many.
-        fp32_ms: Median time of an inference, copies included.
-        ms: The variant's.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-    fp32_ms: float
-    ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
-
-def compare_speed(
-    fp32: Runner, variant: Runner, batch: NDArray[Any], *, rounds: int = _ROUNDS
-) -> Speed:
-    """Time two runners in turns: what disturbs a round disturbs both.
-
-    Args:
-        fp32: The yardstick.
-        variant: What is judged.
-        batch: What both are given.
-        rounds: At least 8, each of some 5 ms for each runner.
-    """
-    outs = [runner(batch) for runner in (fp32, variant)]
-    count = max(1, int(_ROUND_S / _time(fp32, batch, outs[0], 1)))
-    ones, others = [], []
-    for _ in range(rounds):
-        ones.append(_time(fp32, batch, outs[0], count))
-        others.append(_time(variant, batch, outs[1], count))
-    ratios = [other / one for one, other in zip(ones, others, strict=True)]
-    low, high = median_interval(ratios) or (0.0, float("inf"))
-    return Speed(
-        ratio=statistics.median(ratios),
-        low=low,
-        high=high,
-        rounds=rounds,
-        fp32_ms=1e3 * statistics.median(ones),
-        ms=1e3 * statistics.median(others),
-    )
-
-
-def fastest(speeds: Mapping[str, Speed]) -> str:
-    """Return the precision to run where none is asked for: fp32, unless one is surely faster."""
-    faster = {name: speed.ratio for name, speed in speeds.items() if speed.high < 1}
-    return min(faster, key=faster.__getitem__) if faster else "fp32"
-
-
-def _time(runner: Runner, batch: NDArray[Any], out: NDArray[Any], count: int) -> float:
-    """Return the seconds of one of `count` inferences."""
-    start = time.perf_counter()
-    for _ in range(count):
-        runner(batch, out=out)
-    return (time.perf_counter() - start) / count
-
-
-def _verified(report: VerifyReport) -> VerifyReport:
+def _verified(bundle: Bundle, plan: bytes, key: EngineKey) -> VerifyReport:
+    runner = engine_runner(bundle, plan, key)
+    try:
+        report = verify(bundle, runner)
+    finally:
+        runner.close()
     if not report.passed:
         failed = [stage for stage in report.stages if not stage.comparison.passed]
         raise CheckFailedError(
@@ -186,3 +207,42 @@ def _verified(report: VerifyReport) -> VerifyReport:
             remedy="build it again, for builds differ; or another precision",
         )
     return report
+
+
+def _fitting(
+    bundle: Bundle,
+    cache: EngineCache,
+    requests: Sequence[BuildRequest],
+    engines: dict[str, BuiltEngine],
+) -> dict[str, Engine]:
+    """Return the engines to compare: those at hand, and fp32's if the cache has it."""
+    fitting = {name: built.engine for name, built in engines.items()}
+    if "fp32" not in fitting and requests and "fp32" in bundle.manifest.variants:
+        yardstick = dataclasses.replace(requests[0], precision="fp32", dla=None)
+        found = cache.find(bundle.manifest.name, engine_key(bundle, yardstick))
+        fitting |= {"fp32": found} if isinstance(found, Engine) else {}
+    return fitting
+
+
+def _compare(
+    bundle: Bundle, engines: dict[str, Engine], alternations: int, on_stage: OnStage
+) -> dict[str, Interleaved]:
+    """Return how long each engine takes, over fp32's."""
+    speeds = {}
+    for name, engine in engines.items():
+        if name == "fp32" or "fp32" not in engines:
+            continue
+        runners = [
+            engine_runner(bundle, one.plan, one.sidecar.key) for one in (engine, engines["fp32"])
+        ]
+        try:
+            speeds[name] = compare_speed(
+                (bundle, runners[0]),
+                (bundle, runners[1]),
+                alternations=alternations,
+                on_progress=lambda stage, name=name: on_stage(f"{name} and fp32: {stage}"),  # type: ignore[misc]
+            )
+        finally:
+            for runner in runners:
+                runner.close()
+    return speeds
