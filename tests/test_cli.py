@@ -24,6 +24,7 @@ VERBS = (
     "eval",
     "export",
     "inspect",
+    "build",
     "verify",
     "bench",
     "infer",

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 from deploy_bundle import linear_onnx, write_small_bundle
+from fake_cudart import FakeCudart
 
 from deploy.commands import add_commands
 from deploy.errors import BadInputError, TamperedBundleError
+from deploy.runtime import cudart
 
 VERBS = ("verify", "bench", "infer")
 
@@ -71,9 +73,10 @@ def test_verify_of_a_tampered_bundle_names_the_file(path):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_tensorrt_is_refused(verb, path):
+def test_tensorrt_without_a_gpu_is_refused(verb, path, monkeypatch):
+    monkeypatch.setattr(cudart, "load_cudart", lambda: FakeCudart(devices=0))
     rest = [path / "golden"] if verb == "infer" else []
-    with pytest.raises(BadInputError, match="comes with the device work"):
+    with pytest.raises(BadInputError, match="needs an NVIDIA GPU and its driver"):
         run(verb, path, *rest, "--backend", "tensorrt")
 
 

@@ -62,9 +62,10 @@ def chosen_precision(bundle: Bundle) -> str:
     """Return the precision that `edgereg build` found to be the fastest here.
 
     Raises:
-        BadInputError: It has not compared them, or an engine was built again since.
+        BadInputError: There is no GPU, the engines were not compared, or one was built again since.
         CheckFailedError: What it wrote is not what it was.
     """
+    open_cuda()  # where there is no GPU, this is what is to be said
     choice = EngineCache().choice(bundle.manifest.name)
     if isinstance(choice, str):
         return choice
