@@ -83,7 +83,8 @@ def _run(args: argparse.Namespace, flags: list[str], seed: int) -> dict[str, Any
     from edgereg.data.images import open_images, split_validation
     from edgereg.progress import progress
     from edgereg.recipe import load_recipe
-    from edgereg.train.run import RunOptions, eval_run, train_run
+    from edgereg.train.prepared import RunOptions
+    from edgereg.train.run import eval_run, train_run
 
     torch.set_num_threads(args.threads)
     recipe = load_recipe(RECIPES / f"{args.task}.yaml", ["--seed", str(seed), *flags])

@@ -136,7 +136,8 @@ def _run(job: tuple[str, str, int, float, Path, Path | None, float]) -> str:
 
     from edgereg.data.images import FewLabels, open_images
     from edgereg.recipe import recipe_from_json
-    from edgereg.train.run import RunOptions, eval_run, train_run
+    from edgereg.train.prepared import RunOptions
+    from edgereg.train.run import eval_run, train_run
 
     torch.set_num_threads(1)
     setting = TASKS[task]

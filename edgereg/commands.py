@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.commands import positive_int
-from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_json, add_output, print_json
-from edgereg.errors import EdgeregError
+from edgereg.console import DATA_HELP, add_output, print_json
+from edgereg.eval_commands import add_eval_command
 from edgereg.export_commands import add_export_commands
 
 if TYPE_CHECKING:
     from edgereg.data.images import Images
     from edgereg.recipe import Recipe
-    from edgereg.train.run import RunOptions
+    from edgereg.train.prepared import RunOptions
 
 __all__ = ["add_commands", "add_last_commands"]
+
+_METHODS = ("pirl", "colorization", "simclr", "vicreg", "lejepa", "distill")  # as in the recipe
 
 _RECIPE_EPILOG = (
     "Any key of a recipe can be set on the command line and wins over the file: "
@@ -74,9 +76,17 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     preview.set_defaults(handler=_augment_preview, takes_recipe_flags=True)
 
     pretrain = verbs.add_parser(
-        "pretrain", help="train an encoder without labels (PIRL)", epilog=_RECIPE_EPILOG
+        "pretrain", help="train an encoder without labels", epilog=_RECIPE_EPILOG
     )
     pretrain.add_argument("--data", required=True, help=DATA_HELP + "; labels are not looked at")
+    pretrain.add_argument(
+        "--method", choices=_METHODS, help="how to learn (default: the recipe's, or pirl)"
+    )
+    pretrain.add_argument(
+        "--watch",
+        metavar="DATA",
+        help="labelled images: show after each epoch how well neighbours tell their classes",
+    )
     _add_training(pretrain)
     pretrain.set_defaults(handler=_pretrain)
 
@@ -89,11 +99,7 @@ def add_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     _add_training(train)
     train.set_defaults(handler=_train)
 
-    evaluate = verbs.add_parser("eval", help="measure a checkpoint's accuracy")
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    evaluate.add_argument("--data", required=True, help=DATA_HELP)
-    add_json(evaluate)
-    evaluate.set_defaults(handler=_eval)
+    add_eval_command(verbs)
     add_export_commands(verbs)
 
 
@@ -219,20 +225,35 @@ def _augment_preview(args: argparse.Namespace) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
+    from edgereg.data.images import open_images
     from edgereg.progress import progress
-    from edgereg.train.run import pretrain_run
+    from edgereg.train.pretrain_run import pretrain_run
 
+    if args.method is not None:
+        args.recipe_flags += ["--method", args.method]
     recipe, options = _prepare(args)
-    images = _open_training(args)
-    result = pretrain_run(images, args.out, recipe, bar=progress, options=options)
+    result = pretrain_run(
+        _open_training(args),
+        args.out,
+        recipe,
+        bar=progress,
+        watch=None if args.watch is None else open_images(args.watch),
+        options=options,
+    )
     if not _is_first():
         return 0
     if args.json:
         print_json(result.to_json())
         return 0
-    loss = result.checkpoint.metrics["loss"]
-    print(f"pirl on {recipe.epochs} epochs of {_data(result.checkpoint.data)}")
+    loss, features = (result.checkpoint.metrics[key] for key in ("loss", "features"))
+    print(f"{recipe.method} on {recipe.epochs} epochs of {_data(result.checkpoint.data)}")
     print(f"loss {loss['first']:.3f} -> {loss['last']:.3f}")
+    print(
+        f"features: standard deviation {features['std']:.2f} of that of random directions, "
+        f"effective rank {features['rank']:.1f}"
+    )
+    if "knn" in features:
+        print(f"kNN top-1 {features['knn']:.1%} among {args.watch}")
     print(f"wrote {args.out}" if result.history else f"{args.out} was finished before")
     return 0
 
@@ -271,24 +292,6 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _eval(args: argparse.Namespace) -> int:
-    from edgereg.data.images import open_images
-    from edgereg.progress import progress
-    from edgereg.train.run import eval_run
-
-    checkpoint, result = eval_run(args.checkpoint, open_images(args.data), bar=progress)
-    per_class = dict(zip(checkpoint.class_names, result.per_class, strict=True))
-    if args.json:
-        # JSON has no NaN: a class without an image has no accuracy
-        shown = {name: None if share != share else share for name, share in per_class.items()}
-        print_json({"top1": result.top1, "count": result.count, "per_class": shown})
-        return 0
-    print(f"top-1 {result.top1:.1%}  n = {result.count}")
-    for name, share in per_class.items():
-        print(f"  {name:20} {'no image' if share != share else f'{share:6.1%}'}")
-    return 0
-
-
 def _report(args: argparse.Namespace) -> int:
     from edgereg.report.run_report import write_report
 
@@ -322,24 +325,16 @@ def _is_first() -> bool:
 def _prepare(args: argparse.Namespace) -> "tuple[Recipe, RunOptions]":
     import torch
 
+    from edgereg.device import choose_device
     from edgereg.recipe import load_recipe
-    from edgereg.train.run import RunOptions
+    from edgereg.train.prepared import RunOptions
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EdgeregError(
-            "the device must be one that torch finds here",
-            found=f"'{device}': {str(error).splitlines()[0]}",
-            remedy="leave --device out, or give cpu",
-        ) from error
     options = RunOptions(
         force=args.force,
         resume=args.resume,
-        device=device,
+        device=choose_device(args.device),
         workers=args.workers,
         snapshot_every_s=60 * args.snapshot_minutes,
     )

@@ -5,6 +5,7 @@
     ├── RecipeError         an unknown or impossible setting, named by its key
     ├── CheckpointError     a checkpoint that cannot be read or belongs to another model
     ├── TrainingError       exit 1: the training went wrong, though its input was fine
+    ├── CollapsedError      exit 1: pre-training came to features that no longer differ
     └── StoppedError        exit 75: told to stop, and the state was written
 
 An error states the rule, what was found and the remedy, in this order.
@@ -17,6 +18,7 @@ from deploy.errors import ExplainedError
 
 __all__ = [
     "CheckpointError",
+    "CollapsedError",
     "DataError",
     "EdgeregError",
     "RecipeError",
@@ -45,6 +47,12 @@ class CheckpointError(EdgeregError):
 
 class TrainingError(EdgeregError):
     """The training went wrong, though its input was fine."""
+
+    exit_code = 1
+
+
+class CollapsedError(EdgeregError):
+    """Pre-training came to features that no longer tell images apart."""
 
     exit_code = 1
 

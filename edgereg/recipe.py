@@ -19,7 +19,11 @@ from edgereg.regularize.batchnorm import BatchNormConfig
 from edgereg.regularize.dropout import Regularizer, build_regularizers
 from edgereg.regularize.ema import EmaConfig
 from edgereg.regularize.sam import SamConfig
+from edgereg.ssl.distill import DistillConfig
+from edgereg.ssl.lejepa import LeJepaConfig
 from edgereg.ssl.pirl import PirlConfig
+from edgereg.ssl.simclr import SimClrConfig
+from edgereg.ssl.vicreg import VicRegConfig
 from edgereg.train.compute import ComputeConfig
 from edgereg.train.optim import OptimConfig
 from edgereg.train.stopping import StopConfig
@@ -66,7 +70,12 @@ class Recipe:
         ema: See EmaConfig.
         sam: See SamConfig.
         stop: See StopConfig.
-        pirl: For `edgereg pretrain`; see PirlConfig.
+        method: Of `edgereg pretrain`; each has its constants below.
+        pirl: See PirlConfig.
+        simclr: See SimClrConfig.
+        vicreg: See VicRegConfig.
+        lejepa: See LeJepaConfig.
+        distill: See DistillConfig.
     """
 
     seed: int = 0
@@ -85,7 +94,12 @@ class Recipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     sam: SamConfig = field(default_factory=SamConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    method: Literal["pirl", "simclr", "vicreg", "lejepa", "distill"] = "pirl"
     pirl: PirlConfig = field(default_factory=PirlConfig)
+    simclr: SimClrConfig = field(default_factory=SimClrConfig)
+    vicreg: VicRegConfig = field(default_factory=VicRegConfig)
+    lejepa: LeJepaConfig = field(default_factory=LeJepaConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         check_settings(

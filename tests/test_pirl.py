@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ssl_setup import draws, setup
 from torch import nn
 from uniformity import assert_uniform
 
@@ -27,14 +28,15 @@ def method(**options):
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     config = PirlConfig(dim=16, negatives=12, **options)
-    return Pirl(backbone, feature_dim=8, size=N, config=config)
+    return Pirl(setup(backbone, size=N), config)
 
 
-def batch():
+def batch(transform="jigsaw"):
     generator = torch.Generator().manual_seed(1)
+    shape = (5, 3, 32, 32) if transform == "rotation" else (5, 9, 3, 8, 8)
     images = torch.randn(5, 3, 32, 32, generator=generator)
-    patches = torch.randn(5, 9, 3, 8, 8, generator=generator)
-    return images, patches, torch.tensor([7, 0, 29, 12, 3])
+    transformed = torch.randn(shape, generator=generator)
+    return (images, transformed), torch.tensor([7, 0, 29, 12, 3])
 
 
 def _reference_nce(query, positive, negatives, *, size, normaliser):
@@ -100,16 +102,16 @@ def test_nce_stays_finite_at_the_ends_of_similarity(sign):
 
 @pytest.mark.parametrize("loss", ["infonce", "nce"])
 def test_the_loss_weighs_patches_and_images_as_equation_5(loss):
-    pirl, (images, patches, indices) = method(loss=loss, patch_weight=0.3), batch()
+    pirl, (views, indices) = method(loss=loss, transform_weight=0.3), batch()
     with torch.no_grad():
-        f, g = pirl.embed_image(images).double(), pirl.embed_patches(patches).double()
+        f, g = pirl.embed_image(views[0]).double(), pirl.embed_transformed(views[1]).double()
     state = torch.get_rng_state()
     drawn = pirl.bank.draw(12)
     torch.set_rng_state(state)
     before = pirl.bank.rows.double()  # of before the update
     rows, negatives = before[indices], before[drawn]
     assert set(drawn.tolist()) & set(indices.tolist()), "the case where an image draws itself"
-    found = pirl(images, patches, indices).item()
+    found = pirl(views, indices).item()
     if loss == "nce":
         z = ((g @ negatives.T) / TAU).exp().mean().item() * N  # of the patches, the first scored
         assert pirl.normaliser.item() == pytest.approx(z, rel=1e-5)
@@ -135,12 +137,12 @@ def test_the_normaliser_is_estimated_once():
 @pytest.mark.parametrize("loss", ["infonce", "nce"])
 @pytest.mark.parametrize(
     ("weight", "silent"),
-    [(0.0, {"patch_projection", "patch_head"}), (1.0, {"image_head"}), (0.5, set())],
+    [(0.0, {"transform_head", "patch_head"}), (1.0, {"image_head"}), (0.5, set())],
 )
 def test_a_weight_of_zero_or_one_leaves_one_head_exactly_without_gradient(loss, weight, silent):
-    pirl = method(loss=loss, patch_weight=weight)
+    pirl = method(loss=loss, transform_weight=weight)
     pirl(*batch()).backward()
-    heads = ("image_head", "patch_projection", "patch_head")
+    heads = ("image_head", "transform_head", "patch_head")
     without = {name for name in heads if (getattr(pirl, name).weight.grad == 0).all()}
     assert without == silent
     assert all((getattr(pirl, name).bias.grad == 0).all() for name in silent)
@@ -159,11 +161,11 @@ def test_the_bank_is_no_parameter_and_is_saved_with_the_normaliser():
 
 
 def test_a_step_moves_the_rows_of_its_images_only_towards_the_image_head():
-    pirl, (images, patches, indices) = method(momentum=0.25), batch()
+    pirl, (views, indices) = method(momentum=0.25), batch()
     with torch.no_grad():
-        f = pirl.embed_image(images)
+        f = pirl.embed_image(views[0])
     before = pirl.bank.rows.clone()
-    pirl(images, patches, indices)
+    pirl(views, indices)
     untouched = torch.ones(N, dtype=torch.bool)
     untouched[indices] = False
     assert torch.equal(pirl.bank.rows[untouched], before[untouched])
@@ -212,26 +214,86 @@ def test_negatives_are_drawn_evenly_and_with_replacement():
 
 
 def test_embeddings_have_unit_length():
-    pirl, (images, patches, _) = method(), batch()
-    for embedding in (pirl.embed_image(images), pirl.embed_patches(patches)):
+    pirl, (views, _) = method(), batch()
+    for embedding in (pirl.embed_image(views[0]), pirl.embed_transformed(views[1])):
         assert embedding.shape == (5, 16)
         assert (embedding.norm(dim=1) - 1).abs().max() < 1e-6
 
 
 def test_patches_share_one_projection_and_their_order_matters():
-    pirl, (_, patches, _) = method(), batch()
+    pirl, ((_, patches), _) = method(), batch()
     seen = []
-    pirl.patch_projection.register_forward_hook(lambda m, x, y: seen.append(y.reshape(5, 9, -1)))
+    pirl.transform_head.register_forward_hook(lambda m, x, y: seen.append(y.reshape(5, 9, -1)))
     order = torch.tensor([4, 0, 8, 2, 6, 1, 3, 7, 5])
-    straight, shuffled = pirl.embed_patches(patches), pirl.embed_patches(patches[:, order])
+    straight, shuffled = (pirl.embed_transformed(each) for each in (patches, patches[:, order]))
     assert (seen[0][:, order] - seen[1]).abs().max() < 1e-6
     assert (straight - shuffled).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temperature", 0), ("patch_weight", 1.1), ("momentum", -0.1), ("negatives", 0), ("dim", 1)],
+    [
+        ("temperature", 0),
+        ("transform_weight", 1.1),
+        ("momentum", -0.1),
+        ("negatives", 0),
+        ("dim", 1),
+    ],
 )
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(RecipeError, match=rf"pirl\.{key}: {value}"):
         PirlConfig(**{key: value})
+
+
+def corner(transform):
+    """Return a method, and images whose bright corner tells how they were turned."""
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    images[:, :, :16, :16] = 255
+    return method(transform=transform), images
+
+
+def test_the_rotation_turns_each_image_by_a_quarter_of_its_own():
+    pirl, images = corner("rotation")
+    straight, turned = pirl.views(images, draws(64))
+    assert torch.equal(straight, images.float() / 255)
+    places = turned[:, 0, ::31, ::31].flatten(1).argmax(dim=1)
+    quarters = draws(64)(1).integers("turn", 4)[:, 0]
+    # counter-clockwise: top left, bottom left, bottom right, top right
+    assert torch.equal(places, torch.tensor([0, 2, 3, 1])[quarters])
+    assert set(quarters.tolist()) == {0, 1, 2, 3}
+
+
+def test_both_turns_the_image_before_it_is_cut():
+    pirl, images = corner("both")
+    _, patches = pirl.views(images, draws(64))
+    cut, _ = corner("jigsaw")
+    _, straight = cut.views(images, draws(64))
+    assert patches.shape == straight.shape == (64, 9, 3, 8, 8)
+    still = draws(64)(1).integers("turn", 4)[:, 0] == 0
+    same = (patches == straight).flatten(1).all(dim=1)
+    assert torch.equal(same, still)
+
+
+@pytest.mark.parametrize("transform", ["rotation", "both"])
+@pytest.mark.parametrize("heads", ["linear", "mlp"])
+def test_every_form_learns_a_small_batch_by_heart(transform, heads):
+    pirl = method(transform=transform, heads=heads, momentum=0.9)
+    optimizer = torch.optim.Adam(pirl.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = pirl(*batch(transform))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0] - 0.5
+
+
+def test_the_rotation_has_no_head_for_patches():
+    names = {name.partition(".")[0] for name, _ in method(transform="rotation").named_parameters()}
+    assert names == {"backbone", "image_head", "transform_head"}
+
+
+def test_the_mlp_heads_have_a_hidden_layer_without_batchnorm():
+    kinds = [type(m).__name__ for m in method(heads="mlp").image_head]
+    assert kinds == ["Linear", "ReLU", "Linear"]

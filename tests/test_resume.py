@@ -15,7 +15,9 @@ from edgereg.data.images import FewLabels
 from edgereg.errors import CheckpointError, RecipeError, StoppedError
 from edgereg.progress import progress
 from edgereg.recipe import load_recipe
-from edgereg.train.run import RunOptions, pretrain_run, train_run
+from edgereg.train.prepared import RunOptions
+from edgereg.train.pretrain_run import pretrain_run
+from edgereg.train.run import train_run
 
 ROOT = Path(__file__).parent.parent
 FEW = FewLabels(Emoji10(vendor="twitter", split="train"), 0.04, seed=0)

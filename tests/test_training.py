@@ -25,7 +25,8 @@ from edgereg.train.batches import epoch_batches
 from edgereg.train.evaluate import evaluate, predict
 from edgereg.train.normalize import Normalize
 from edgereg.train.optim import OptimConfig
-from edgereg.train.run import eval_run, pretrain_run, train_run
+from edgereg.train.pretrain_run import pretrain_run
+from edgereg.train.run import eval_run, train_run
 from edgereg.train.stopping import StopConfig
 
 VAL = FewLabels(Emoji10(vendor="google", split="test"), 0.01, seed=0)
@@ -232,8 +233,9 @@ def test_pre_training_is_deterministic_and_a_classifier_can_start_from_it(tmp_pa
 
 
 def test_pre_training_refuses_a_backbone_of_one_size(tmp_path):
-    with pytest.raises(RecipeError, match=r"found: PIRL's patches: vit does not take 8x8"):
-        pretrain_run(FEW, tmp_path / "e", Recipe(model=ModelConfig("vit")), bar=progress)
+    model = ModelConfig("timm:vit_tiny_patch16_224", image_size=64)
+    with pytest.raises(RecipeError, match=r"found: PIRL's patches: timm:\S+ does not take 16x16"):
+        pretrain_run(FEW, tmp_path / "e", Recipe(model=model), bar=progress)
     assert list(tmp_path.iterdir()) == []
 
 

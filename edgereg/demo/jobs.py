@@ -138,7 +138,8 @@ def _run(job: TrainJob | ExportJob, root: Path, quick: bool, messages: Any) -> J
 def _train(job: TrainJob, root: Path, quick: bool, messages: Any) -> dict[str, Any]:
     from edgereg.data.images import FewLabels, open_images
     from edgereg.recipe import load_recipe
-    from edgereg.train.run import eval_run, pretrain_run, train_run
+    from edgereg.train.pretrain_run import pretrain_run
+    from edgereg.train.run import eval_run, train_run
 
     @contextmanager
     def bar(description: str, total: int) -> Iterator[Report]:

@@ -1,6 +1,7 @@
 """A small vision transformer (Dosovitskiy et al., 2010.11929), pre-norm, without a class token."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgereg.models.attention import SelfAttention
@@ -14,7 +15,8 @@ class SmallViT(nn.Module):
     The image is cut into patches, each becomes a token; blocks of attention and perceptron follow;
     the tokens' mean is the answer. The patch embedding is two convolutions with BatchNorm instead
     of one large one, which small data sets need (Xiao et al., "Early convolutions help
-    transformers see better", 2106.14881). Its dropouts are at rest; a recipe's `regularize` sets
+    transformers see better", 2106.14881). Images of another size get resized positions, as PIRL's
+    small patches need. Its dropouts are at rest; a recipe's `regularize` sets
     them.
 
     Args:
@@ -52,11 +54,21 @@ class SmallViT(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, D) from images (B, 3, H, W), normalized."""
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = self.blocks(self.dropout(tokens + self.position))
+        """Return (B, D) from images (B, 3, H, W), H and W multiples of the patch, normalized."""
+        patches = self.patches(images)
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = self.blocks(self.dropout(tokens + self._positions(*patches.shape[2:])))
         features: Tensor = self.norm(tokens).mean(dim=1)
         return features
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Return (1, height * width, D); as learnt for a grid of the usual size, else resized."""
+        side = round(self.position.shape[1] ** 0.5)
+        if (height, width) == (side, side):
+            return self.position
+        grid = self.position.transpose(1, 2).reshape(1, -1, side, side)
+        grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=True)
+        return grid.flatten(2).transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -4,11 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgereg.ssl.gather import gather
+
 __all__ = ["MemoryBank"]
 
 
 class MemoryBank(nn.Module):
     """Rows m_I, one an image, unit length, moved by an exponential mean.
+
+    Where there are several processes each of them keeps the whole bank, and all move it alike.
 
     Args:
         size: Images N in the data set.
@@ -29,11 +33,12 @@ class MemoryBank(nn.Module):
         """Move the rows of a batch: m <- normalize(momentum * m + (1 - momentum) * f(v_I)).
 
         Args:
-            indices: (B,) int64, distinct.
+            indices: (B,) int64, distinct, also from those of the other processes.
             embeddings: (B, dim), unit length.
         """
+        indices, embeddings = gather(indices), gather(embeddings.float())
         before = self.rows[indices]
-        moved = F.normalize(torch.lerp(embeddings.detach().float(), before, self.momentum), dim=1)
+        moved = F.normalize(torch.lerp(embeddings, before, self.momentum), dim=1)
         # a step that is skipped because something is no number must leave no trace
         self.rows[indices] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, before)
 

@@ -1,8 +1,8 @@
 """What a self-supervised method is: it makes views of a batch, and answers with a loss of them."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -38,15 +38,16 @@ class Setup:
     normalize: Callable[[Tensor], Tensor]
 
 
-class Method(Protocol):
-    """An nn.Module around a backbone, with heads that are dropped in the end.
+class Method(nn.Module):
+    """A backbone with heads that are dropped in the end.
 
     Attributes:
         has_unused_parameters: Whether the loss may not depend on some parameters.
     """
 
-    has_unused_parameters: bool
+    has_unused_parameters: bool = False
 
+    @abstractmethod
     def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
         """Return what the loss compares, made without gradient and in full precision.
 
@@ -55,6 +56,7 @@ class Method(Protocol):
             view: The draws of each view.
         """
 
+    @abstractmethod
     def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
         """Return the mean loss, a scalar; called under autocast, it casts to float32 itself.
 
@@ -62,3 +64,7 @@ class Method(Protocol):
             views: As `views` returned them.
             indices: (B,) int64, of the images in the data set.
         """
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return what the loss sees of features (B, feature_dim): where a collapse begins."""
+        return features

@@ -1,11 +1,13 @@
-"""PIRL: an image and its shuffled patches mean the same (Misra and van der Maaten, 1912.01991).
+"""PIRL: an image and its transformed self mean the same (Misra and van der Maaten, 1912.01991).
 
-f is a head on the whole image, g one on its patches; m_I the image's row in the memory bank, m' the
-rows of others: K of them, drawn anew for each batch and shared by it.
+The transformation cuts nine patches and shuffles them (jigsaw), turns the image by a multiple of
+90 degrees (rotation), or turns it before it is cut (both; section 4.3). f is a head on the image, g
+one on what it was transformed to; m_I the image's row in the memory bank, m' the rows of others: K
+of them, drawn anew for each batch and shared by it.
 
     L = lambda * NCE(m_I, g(v_It); m') + (1 - lambda) * NCE(m_I, f(v_I); m')               (eq. 5)
 
-so the image and its patches are both drawn to m_I and driven from m'. Two forms of NCE are offered:
+so both are drawn to m_I and driven from m'. Two forms of NCE are offered:
 "infonce", a softmax over the positive and the negatives, and "nce", what the authors' released code
 computes, in which the normaliser Z is a constant estimated on the first batch:
 
@@ -25,8 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgereg.errors import check_settings
-from edgereg.ssl.jigsaw import GRID
+from edgereg.ssl.gather import mean_over_processes
+from edgereg.ssl.jigsaw import GRID, jigsaw_views
 from edgereg.ssl.memory_bank import MemoryBank
+from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.projector import projector
 
 __all__ = ["Pirl", "PirlConfig", "infonce", "nce"]
 
@@ -39,18 +44,23 @@ class PirlConfig:
     "infonce", which needs no estimate of Z.
 
     Args:
+        transform: What g sees: "jigsaw", "rotation" or "both".
+        heads: "linear", or "mlp": one hidden layer as wide as the features, for f and for each
+            patch.
         dim: Width of an embedding.
-        temperature: tau.
+        temperature: tau; the released MLP variant's is 0.1.
         negatives: K; at most N - 1 are used. The paper's is 32,000, for ImageNet.
-        patch_weight: lambda; 0 is instance discrimination without patches (NPID).
+        transform_weight: lambda; 0 is instance discrimination without a transformation (NPID).
         momentum: Of the memory bank.
         loss: "infonce", or "nce" as released.
     """
 
+    transform: Literal["jigsaw", "rotation", "both"] = "jigsaw"
+    heads: Literal["linear", "mlp"] = "linear"
     dim: int = 128
     temperature: float = 0.07
     negatives: int = 4096
-    patch_weight: float = 0.5
+    transform_weight: float = 0.5
     momentum: float = 0.5
     loss: Literal["infonce", "nce"] = "infonce"
 
@@ -62,84 +72,114 @@ class PirlConfig:
                 "dim": ("2 or more", self.dim >= 2),
                 "temperature": ("above 0", self.temperature > 0),
                 "negatives": ("1 or more", self.negatives >= 1),
-                "patch_weight": ("in [0, 1]", 0 <= self.patch_weight <= 1),
+                "transform_weight": ("in [0, 1]", 0 <= self.transform_weight <= 1),
                 "momentum": ("in [0, 1]", 0 <= self.momentum <= 1),
             },
         )
 
 
-class Pirl(nn.Module):
-    """The heads, the memory bank and the loss around a backbone.
+class Pirl(Method):
+    """The heads, the memory bank and the loss around a backbone; see Method.
 
-    Args:
-        backbone: Maps (B, 3, H, W) of any size to (B, feature_dim).
-        feature_dim: Width of its output.
-        size: Images N in the data set.
-        config: The method's constants.
-
+    The backbone must take images of any size where patches are cut: they are smaller than images.
     The bank's first rows and the negatives come from torch's generator, which the training loop
     seeds for each step.
     """
 
     normaliser: Tensor
 
-    def __init__(
-        self, backbone: nn.Module, *, feature_dim: int, size: int, config: PirlConfig
-    ) -> None:
+    def __init__(self, setup: Setup, config: PirlConfig) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.image_head = nn.Linear(feature_dim, config.dim)
-        self.patch_projection = nn.Linear(feature_dim, config.dim)
-        self.patch_head = nn.Linear(GRID**2 * config.dim, config.dim)
-        self.bank = MemoryBank(size, config.dim, momentum=config.momentum)
+        self._setup, self._config = setup, config
+        self._recolour = setup.chain.colour_steps()
+        self._is_cut = config.transform != "rotation"
+        # a head without a loss
+        self.has_unused_parameters = config.transform_weight in (0, 1)
+        self.backbone = setup.backbone
+        self.image_head = self._head(setup.feature_dim)
+        # on the features of the whole, or of each patch
+        self.transform_head = self._head(setup.feature_dim)
+        self.patch_head = nn.Linear(GRID**2 * config.dim, config.dim) if self._is_cut else None
+        self.bank = MemoryBank(setup.size, config.dim, momentum=config.momentum)
         self.register_buffer("normaliser", torch.tensor(0.0))  # Z; 0 until the first batch
 
-    def embed_image(self, images: Tensor) -> Tensor:
-        """Return f(v_I), (B, dim) of unit length, from images (B, 3, H, W)."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        return F.normalize(self.image_head(self.backbone(images)), dim=1)
+    def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
+        """Return the image (B, 3, H, W) and what it was transformed to.
 
-    def embed_patches(self, patches: Tensor) -> Tensor:
-        """Return g(v_It), (B, dim) of unit length, from shuffled patches (B, 9, 3, p, p)."""
-        pieces = patches.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.patch_projection(self.backbone(pieces))
-        return F.normalize(self.patch_head(features.reshape(len(patches), -1)), dim=1)
+        The latter is (B, 3, H, W), or patches (B, 9, 3, p, p), of independent draws.
+        """
+        setup, draws = self._setup, view(1)
+        first = setup.chain(images, view(0))
+        if self._is_cut:
+            pixels = images.float() / 255
+            if self._config.transform == "both":
+                pixels = _turned(pixels, draws.integers("turn", 4)[:, 0])
+            second, _ = jigsaw_views(pixels, draws, self._recolour)
+        else:
+            second = _turned(setup.chain(images, draws), draws.integers("turn", 4)[:, 0])
+        return setup.normalize(first), setup.normalize(second)
 
-    def forward(self, images: Tensor, patches: Tensor, indices: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
+        """Return (B, D) from (B, feature_dim)."""
+        projected: Tensor = self.image_head(features)
+        return projected
+
+    def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
         """Return the loss of a batch, and remember its images.
 
         Args:
-            images: (B, 3, H, W) float, normalized.
-            patches: (B, 9, 3, p, p) float, normalized.
+            views: As `views` returned them.
             indices: (B,) int64, each image's row in the bank.
         """
-        by_image, by_patches = self.embed_image(images), self.embed_patches(patches)
-        count = min(self.config.negatives, len(self.bank.rows) - 1)
+        config = self._config
+        by_image = self.embed_image(views[0])
+        by_transform = self.embed_transformed(views[1])
+        count = min(config.negatives, len(self.bank.rows) - 1)
         positives = self.bank.rows[indices]
         drawn = self.bank.draw(count)
         negatives, own = self.bank.rows[drawn], drawn[None, :] == indices[:, None]
-        weight = self.config.patch_weight
-        loss = weight * self._contrast(by_patches, positives, negatives, own) + (
+        weight = config.transform_weight
+        loss = weight * self._contrast(by_transform, positives, negatives, own) + (
             1 - weight
         ) * self._contrast(by_image, positives, negatives, own)
         self.bank.update(indices, by_image)
         return loss
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """Return f(v_I), (B, dim) of unit length, from images (B, 3, H, W)."""
+        return F.normalize(self.project(self._features(images)), dim=1)
+
+    def embed_transformed(self, transformed: Tensor) -> Tensor:
+        """Return g(v_It), (B, dim) of unit length, from images, or from patches (B, 9, 3, p, p)."""
+        if self.patch_head is None:
+            return F.normalize(self.transform_head(self._features(transformed)), dim=1)
+        pieces = self.transform_head(self._features(transformed.flatten(0, 1)))
+        return F.normalize(self.patch_head(pieces.reshape(len(transformed), -1)), dim=1)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def _head(self, feature_dim: int) -> nn.Module:
+        dim = self._config.dim
+        if self._config.heads == "linear":
+            return nn.Linear(feature_dim, dim)
+        return projector(feature_dim, feature_dim, dim, has_batchnorm=False)
 
     def _contrast(
         self, embeddings: Tensor, positives: Tensor, negatives: Tensor, own: Tensor
     ) -> Tensor:
         # exp(1 / 0.07) = 1.6e6 has no place in half precision
         embeddings = embeddings.float()
-        positive = (embeddings * positives).sum(dim=1) / self.config.temperature
-        others = embeddings @ negatives.T / self.config.temperature
-        if self.config.loss == "infonce":
+        positive = (embeddings * positives).sum(dim=1) / self._config.temperature
+        others = embeddings @ negatives.T / self._config.temperature
+        if self._config.loss == "infonce":
             # an image is no negative of itself
             return infonce(positive, others.masked_fill(own, float("-inf")))
         size = len(self.bank.rows)
         if self.normaliser == 0:
-            # patches are scored first, so Z comes from g, as in the released code
-            self.normaliser.fill_(others.detach().exp().mean() * size)
+            # g is scored first, so Z comes from it, as in the released code
+            self.normaliser.copy_(mean_over_processes(others.exp().mean() * size))
         return nce(positive, others, size=size, normaliser=float(self.normaliser))
 
 
@@ -169,3 +209,9 @@ def nce(positive: Tensor, negatives: Tensor, *, size: int, normaliser: float) ->
     data = F.logsigmoid(positive - math.log(normaliser) - noise)
     drawn = F.logsigmoid(noise - negatives + math.log(normaliser))
     return -(data + drawn.sum(dim=1)).mean()
+
+
+def _turned(images: Tensor, quarters: Tensor) -> Tensor:
+    """Turn each of the square images (B, 3, H, H) by its (B,) number of quarters."""
+    turned = torch.stack([torch.rot90(images, quarter, dims=(2, 3)) for quarter in range(4)])
+    return turned[quarters, torch.arange(len(images), device=images.device)]

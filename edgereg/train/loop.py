@@ -277,7 +277,9 @@ class Loop:
         running = self._running
         mean = running.loss_sum / running.steps if running.steps else math.nan
         right = "" if running.correct is None else f", {running.correct / running.seen:.1%}"
-        return f"loss {mean:.3f}{right}, {images_per_second:,.0f} images/s"
+        last: Mapping[str, float] = running.history[-1]["val"] if running.history else {}
+        seen = "".join(f", {name} {value:.3g}" for name, value in last.items())
+        return f"loss {mean:.3f}{right}{seen}, {images_per_second:,.0f} images/s"
 
     def _heed(self, stopped: float, due: float) -> None:
         """Write a state where one is due, and leave where the run was told to stop."""

@@ -1,72 +1,141 @@
-"""Self-supervised pre-training of a backbone with PIRL."""
+"""Self-supervised pre-training of a backbone: one objective around every method."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgereg.augment.draws import Draws
+from edgereg.checkpoint import load_backbone
 from edgereg.errors import RecipeError
 from edgereg.models.zoo import Classifier, check_input
 from edgereg.recipe import Recipe
-from edgereg.ssl.jigsaw import jigsaw_sizes, jigsaw_views
+from edgereg.regularize.batchnorm import batchnorms
+from edgereg.regularize.sync_batchnorm import synchronise
+from edgereg.ssl.distill import Distill
+from edgereg.ssl.jigsaw import jigsaw_sizes
+from edgereg.ssl.lejepa import LeJepa
+from edgereg.ssl.method import Method, Setup
 from edgereg.ssl.pirl import Pirl
+from edgereg.ssl.simclr import SimClr
+from edgereg.ssl.vicreg import VicReg
 from edgereg.train.compute import autocast
 from edgereg.train.normalize import Normalize
 from edgereg.train.step import Loss, Place
 
-__all__ = ["Pretraining"]
+__all__ = ["METHODS", "Pretraining", "check_pretraining"]
+
+_MAX_VIEWS = 64  # of an image, an epoch: draws of different epochs must not be the same
 
 
 class Pretraining(nn.Module):
-    """PIRL around a classifier's backbone, and the two views that it compares.
+    """A method around a classifier's backbone; the classifier's head is not touched.
 
     Args:
-        model: Its backbone must take images of any size: patches are smaller than images. Its head
-            is not touched.
+        model: Whose backbone is trained.
+        sample: (M, 3, H, W) uint8, some images of the data set, always the same ones.
         size: Images in the data set.
-        recipe: `augment` makes the first view, and its colour steps recolour each patch.
+        recipe: `method` and its constants; `augment` makes the views.
 
     Raises:
-        RecipeError: The backbone takes one size only, or a setting needs labels.
+        RecipeError: The backbone, the data or a setting does not go with the method.
     """
 
-    def __init__(self, model: Classifier, *, size: int, recipe: Recipe) -> None:
+    def __init__(self, model: Classifier, *, sample: Tensor, size: int, recipe: Recipe) -> None:
         super().__init__()
-        for key, is_set in {
-            "sam.rho": recipe.sam.rho > 0,  # a second pass would move the memory bank again
-            "batchnorm.recompute": recipe.batchnorm.recompute > 0,
-            "stop.patience": recipe.stop.patience > 0,
-        }.items():
-            if is_set:
-                raise RecipeError(
-                    "this setting is for training with labels",
-                    found=f"{key} in pre-training",
-                    remedy="leave it out",
-                )
-        patch = jigsaw_sizes(recipe.model.image_size).patch
-        check_input(model.backbone, patch, what=f"PIRL's patches: {recipe.model.name}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)  # the heads' first weights and the bank's first rows
-            self.method = Pirl(
-                model.backbone, feature_dim=model.feature_dim, size=size, config=recipe.pirl
-            )
-        self.has_unused_parameters = recipe.pirl.patch_weight in (0, 1)  # a head without a loss
-        self._recipe, self._chain = recipe, recipe.chain()
-        self._recolour = self._chain.colour_steps()
+        self._recipe = recipe
         self._normalize = Normalize(recipe.preprocessing())
+        setup = Setup(
+            backbone=model.backbone,
+            feature_dim=model.feature_dim,
+            image_size=recipe.model.image_size,
+            size=size,
+            sample=sample,
+            chain=recipe.chain(),
+            normalize=self._normalize,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # the heads' first weights
+            self.method = METHODS[recipe.method](setup, recipe)
+        if recipe.batchnorm.sync:
+            for name, norm in batchnorms(self.method):  # the heads', too
+                synchronise(norm, what=f"batchnorm.sync: {name}")
+        self.has_unused_parameters = self.method.has_unused_parameters
 
     def forward(self, images: Tensor, indices: Tensor, place: Place) -> Loss:
-        """Return PIRL's loss of two views of each image.
+        """Return the method's loss of a batch.
 
         Args:
             images: (B, 3, H, W) uint8.
             indices: (B,) int64, of the images in the data set.
             place: Where in the run.
         """
-        seed, epoch = self._recipe.seed, place.epoch
-        # two views, two independent sets of draws
-        first = self._chain(images, Draws(seed, 2 * epoch, indices))
-        pixels = images.float() / 255
-        patches, _ = jigsaw_views(pixels, Draws(seed, 2 * epoch + 1, indices), self._recolour)
+        seed = self._recipe.seed
+
+        def draws(view: int) -> Draws:
+            return Draws(seed, _MAX_VIEWS * place.epoch + view, indices)
+
+        with torch.no_grad():
+            views = self.method.views(images, draws)
         with autocast(self._recipe.compute, images.device):
-            value = self.method(self._normalize(first), self._normalize(patches), indices)
-        return Loss(value)
+            return Loss(self.method(views, indices))
+
+
+def check_pretraining(recipe: Recipe) -> None:
+    """Refuse settings that need labels, and a method that cannot be, before any data is read.
+
+    Raises:
+        RecipeError: So it is.
+    """
+    for key, is_set in {
+        "sam.rho": recipe.sam.rho > 0,  # a second pass would move memory banks and queues again
+        "batchnorm.recompute": recipe.batchnorm.recompute > 0,
+        "stop.patience": recipe.stop.patience > 0,
+    }.items():
+        if is_set:
+            raise RecipeError(
+                "this setting is for training with labels",
+                found=f"{key} in pre-training",
+                remedy="leave it out",
+            )
+    if recipe.method == "distill" and not recipe.distill.teacher:
+        raise RecipeError(
+            "distillation has a teacher",
+            found="no distill.teacher",
+            remedy="give a checkpoint: --distill.teacher CHECKPOINT",
+        )
+
+
+def _pirl(setup: Setup, recipe: Recipe) -> Method:
+    if recipe.pirl.transform != "rotation":
+        patch = jigsaw_sizes(setup.image_size).patch
+        check_input(setup.backbone, patch, what=f"PIRL's patches: {recipe.model.name}")
+    return Pirl(setup, recipe.pirl)
+
+
+def _distill(setup: Setup, recipe: Recipe) -> Method:
+    backbone, teacher_dim, checkpoint = load_backbone(Path(recipe.distill.teacher))
+    size = checkpoint.recipe.model.image_size
+    teacher = nn.Sequential(Normalize(checkpoint.recipe.preprocessing()), backbone).eval()
+    if recipe.compute.channels_last:
+        teacher.to(memory_format=torch.channels_last)
+
+    def embed(views: Tensor) -> Tensor:
+        if views.shape[2] != size:
+            views = F.interpolate(views, (size, size), mode="bilinear", antialias=True)
+        with autocast(recipe.compute, views.device):
+            embedded: Tensor = teacher.to(views.device)(views)
+        return embedded
+
+    return Distill(setup, recipe.distill, teacher=embed, teacher_dim=teacher_dim)
+
+
+METHODS: dict[str, Callable[[Setup, Recipe], Method]] = {
+    "pirl": _pirl,
+    "simclr": lambda setup, recipe: SimClr(setup, recipe.simclr),
+    "vicreg": lambda setup, recipe: VicReg(setup, recipe.vicreg),
+    "lejepa": lambda setup, recipe: LeJepa(setup, recipe.lejepa),
+    "distill": _distill,
+}
