@@ -85,7 +85,7 @@ class LeJepa(Method):
     def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
         """Return LeJEPA's loss, a scalar."""
         projected = self.project(self.backbone(views[0])).float()
-        projected = projected.unflatten(0, (self._config.views, len(indices)))
+        projected = projected.reshape(self._config.views, len(indices), -1)
         slices = torch.randn(self._config.dim, self._config.slices, device=projected.device)
         return lejepa_loss(projected, F.normalize(slices, dim=0), weight=self._config.weight)
 
