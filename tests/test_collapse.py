@@ -32,6 +32,14 @@ def test_constant_features_do_not_spread_at_all(scale):
     assert measured.std == pytest.approx(0, abs=1e-9) and measured.effective_rank == 0
 
 
+def test_vectors_that_differ_by_rounding_alone_have_no_rank():
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=(1, 16)).astype(np.float32)
+    rounded = np.where(rng.random((300, 16)) < 0.5, vector, np.nextafter(vector, np.float32(9)))
+    assert (rounded != vector).any()
+    assert spread(rounded).effective_rank == 0 and spread(rounded).relative_std < 1e-6
+
+
 def test_features_on_a_line_have_rank_one():
     rng = np.random.default_rng(0)
     through_zero = rng.normal(size=(300, 1)) * rng.normal(size=(1, 16))
