@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: multinomial logistic regression, fitted to its optimum.
+"""A linear classifier on frozen features: multinomial logistic regression.
 
 The features are standardised with the training set's mean and deviation. The strength of the l2
 penalty is chosen among a few by the cross-entropy on a fifth of the training features.
@@ -126,7 +126,10 @@ def _start(dim: int, num_classes: int) -> _Fit:
 
 
 def _fitted(x: Tensor, labels: Tensor, *, l2: float, start: _Fit) -> _Fit:
-    """Minimise mean cross-entropy + l2/2 |W|^2 by L-BFGS; the bias is free."""
+    """Minimise mean cross-entropy + l2/2 |W|^2 by L-BFGS; the bias is free.
+
+    It ends where no entry of the gradient is above 1e-7, or after _MAX_STEPS.
+    """
     weight, bias = (t.clone().requires_grad_() for t in (start.weight, start.bias))
     optimizer = torch.optim.LBFGS(
         [weight, bias],
