@@ -39,6 +39,7 @@ __all__ = ["Choice", "Engine", "EngineCache", "Sidecar", "Unusable", "default_fo
 FORMAT_VERSION = 1
 _KEY_NAME, _LOCK_NAME, _STAGING = "device.key", "lock", ".staging-"
 _KEY_BYTES, _DIGEST_BYTES = 32, 32
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 S = TypeVar("S", "Sidecar", "Choice")
 
@@ -179,7 +180,7 @@ class EngineCache:
             wanted: What the engine must have been built for.
             anyhow: Whether its profile and flags do not matter, only for what and where it is.
         """
-        sidecar = self._read(f"{name}.{wanted.precision}.json", Sidecar)
+        sidecar = self._read(_sidecar_name(name, wanted.precision), Sidecar)
         if not isinstance(sidecar, Sidecar):
             return sidecar
         changed = changed_fields(sidecar.key, wanted, fields=PLACE if anyhow else None)
@@ -201,7 +202,7 @@ class EngineCache:
         file = f"{digest}.plan"
         publish_bytes(self.folder / file, plan)
         sidecar = Sidecar(FORMAT_VERSION, key, file, len(plan), digest, dict(layers), build_s)
-        return Engine(self._write(f"{name}.{key.precision}.json", sidecar), plan)
+        return Engine(self._write(_sidecar_name(name, key.precision), sidecar), plan)
 
     def choose(self, name: str, precision: str, engines: Mapping[str, str]) -> None:
         """Keep which precision is run where none is asked for; within the lock."""
@@ -213,7 +214,7 @@ class EngineCache:
         if not isinstance(choice, Choice):
             return choice
         for precision, digest in choice.engines.items():
-            sidecar = self._read(f"{name}.{precision}.json", Sidecar)
+            sidecar = self._read(_sidecar_name(name, precision), Sidecar)
             if not isinstance(sidecar, Sidecar):
                 return sidecar
             if sidecar.sha256 != digest:
@@ -241,8 +242,11 @@ class EngineCache:
         if not path.is_file():
             return Unusable(("there is none yet",))
         try:
-            data = path.read_bytes()
-            document = strict_json.decode(kind, strict_json.parse(data, source=name), source=name)
+            parsed = strict_json.parse(path.read_bytes(), source=name)
+            version = parsed.get("format_version") if isinstance(parsed, dict) else None
+            if type(version) is int and version != FORMAT_VERSION:  # of which keys may differ
+                return Unusable((f"format: built with {version}, here {FORMAT_VERSION}",))
+            document = strict_json.decode(kind, parsed, source=name)
         except DeployError as error:
             return Unusable((f"'{name}': {error.found}",), is_tampered=True)
         if not hmac.compare_digest(document.hmac, self._signature(document)):
@@ -285,3 +289,13 @@ class EngineCache:
         for path in self.folder.glob("*.plan"):
             if path.name not in named:
                 path.unlink()
+
+
+def _sidecar_name(name: str, precision: str) -> str:
+    if precision not in _PRECISIONS:  # which a bundle may call as it likes, a path too
+        raise BadInputError(
+            f"an engine is built in {', '.join(_PRECISIONS)}",
+            found=repr(precision),
+            remedy="run this variant by ONNX Runtime",
+        )
+    return f"{name}.{precision}.json"
