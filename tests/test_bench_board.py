@@ -95,6 +95,13 @@ def test_a_dip_in_the_middle_is_seen_and_one_reading_is_not_a_dip(tmp_path):
     assert not judge_states(states_of(root, [high] * 4 + [low] + [high] * 4)).reasons
 
 
+def test_heat_is_judged_by_what_it_reaches_and_by_how_much_it_rises(tmp_path):
+    zone = "sys/class/thermal/thermal_zone1/temp"
+    warm, hot, hotter = ({zone: celsius * 1000} for celsius in (80, 94, 95))
+    assert not judge_states(states_of(orin(tmp_path), [warm, hot])).reasons
+    assert judge_states(states_of(orin(tmp_path), [warm, hotter, warm])).reasons
+
+
 def test_a_gpu_that_does_nothing_may_slow_down(tmp_path):
     idle = {f"{ORIN_GPU}/device/load": 0}
     fast, slow = ({f"{ORIN_GPU}/cur_freq": hz, **idle} for hz in (1_020_000_000, 306_000_000))
@@ -137,10 +144,10 @@ def powered(*power_mw, step_s=1.0):
 
 
 def test_the_energy_of_an_image_is_the_area_above_the_idle_power():
-    energy = measure_energy(powered(4000, 4000), powered(4000, 10000, 10000, 4000), images=8)
-    assert energy.idle_mw == 4000 and energy.run_mw == pytest.approx(8000)
-    assert energy.joules_per_image == pytest.approx((6 / 2 + 6 + 6 / 2) / 8)
-    assert "mJ per image" in str(energy) and energy.readings == 4
+    energy = measure_energy(powered(4000, 4000), powered(4000, 10000, 10000), images=8)
+    assert energy.idle_mw == 4000 and energy.run_mw == pytest.approx(8500)
+    assert energy.joules_per_image == pytest.approx((6 / 2 + 6) / 8)
+    assert "mJ per image" in str(energy) and energy.readings == 3
 
 
 def test_energy_does_not_depend_on_how_often_it_is_read():

@@ -174,12 +174,12 @@ def test_an_invalid_run_fails_the_report_and_stands_first_on_its_page(tmp_path):
 
 
 def test_names_cannot_inject_into_a_page(tmp_path):
-    bundle = write_small_bundle(tmp_path / "<b>&'")
+    bundle = write_small_bundle(tmp_path / "<b>&'", **{"model.fp32.onnx": linear_onnx(-np.eye(3))})
     html = bench_page(report_of(bundle, root=tmp_path / "none"))
     assert "<b>" not in html and "&lt;b&gt;&amp;" in html
     runner = CountingRunner(bundle)
     pair = compare_speed((bundle, runner), (bundle, runner), alternations=20)
-    assert "<b>" not in interleaved_page(pair)
+    assert "<b>" not in interleaved_page(pair) and "outputs of &lt;b&gt;" in interleaved_page(pair)
 
 
 def test_a_platform_is_told_with_its_power_mode(tmp_path):

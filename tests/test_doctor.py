@@ -385,7 +385,15 @@ def test_the_tiny_graph_is_valid_onnx_and_adds():
 def test_a_provider_is_not_taken_for_running_because_the_cpu_runs_instead():
     assert probing.run_provider("CPUExecutionProvider") == ""
     with pytest.warns(UserWarning, match="not in available provider names"):
-        assert probing.run_provider("CUDAExecutionProvider") != ""
+        assert "fallback" in probing.run_provider("CUDAExecutionProvider")
+
+
+@pytest.mark.skipif(
+    "AzureExecutionProvider" not in probing.list_providers(),
+    reason="this build has no provider that loads and has no kernel",
+)
+def test_a_provider_without_a_kernel_does_not_pass_by_the_cpus():
+    assert "fallback" in probing.run_provider("AzureExecutionProvider")
 
 
 def test_a_provider_that_computes_something_else_is_found(monkeypatch):

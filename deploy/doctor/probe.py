@@ -80,8 +80,6 @@ def run_provider(name: str) -> str:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(tiny_model(), options, providers=[name])
-        if name not in session.get_providers():
-            return "it could not be loaded"
         (result,) = session.run(None, {"x": numpy.array([1, 2], numpy.float32)})
     except Exception as error:  # its exception classes share no documented base
         return " ".join(str(error).split())

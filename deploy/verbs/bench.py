@@ -127,7 +127,7 @@ def _run_alone(args: argparse.Namespace) -> "BenchReport":
     cold_start = None
     if not args.no_cold_start:
         cold_start = measure_cold_start(
-            args.bundle, backend=args.backend, precision=args.precision, threads=args.threads
+            args.bundle, backend=args.backend, precision=runner.precision, threads=args.threads
         )
     with Progress("bench") as progress:
         runs = tuple(
@@ -191,13 +191,10 @@ def _open_other(args: argparse.Namespace) -> "tuple[Bundle, Runner]":
             found=f"the backend '{backend}'",
             remedy=f"use one of {', '.join(BACKENDS)}",
         )
-    other = argparse.Namespace(
-        bundle=Path(path),
-        precision=precision or args.precision,
-        backend=backend or args.backend,
-        threads=args.threads,
-    )
-    return open_runner_of(other)
+    named: dict[str, Any] = {"bundle": Path(path)}
+    named |= {"precision": precision} if precision else {}
+    named |= {"backend": backend} if backend else {}
+    return open_runner_of(argparse.Namespace(**(vars(args) | named)))
 
 
 def _report_text(report: "BenchReport") -> str:
