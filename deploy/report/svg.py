@@ -186,7 +186,7 @@ def _drawn(series: Series, x_axis: _Axis, y_axis: _Axis, colour: str) -> str:
 
 
 def _marked(marks: Sequence[tuple[str, float]], axis: _Axis, bottom: float) -> str:
-    """Vertical lines in order; where two are close, the second name stands a line lower."""
+    """Vertical lines in order; where two are close, the second name stands a line higher."""
     parts, line, last = [], 0, -math.inf
     for name, x in marks:
         at = axis(x)
@@ -194,7 +194,7 @@ def _marked(marks: Sequence[tuple[str, float]], axis: _Axis, bottom: float) -> s
         last = at
         parts.append(
             f'<line x1="{at}" y1="{_TOP}" x2="{at}" y2="{bottom}" stroke="#52606d" '
-            f'stroke-dasharray="3 3"/>{_text(at + 3, _TOP + 10 + 14 * line, name, "start")}'
+            f'stroke-dasharray="3 3"/>{_text(at + 3, bottom - 6 - 14 * line, name, "start")}'
         )
     return "".join(parts)
 
