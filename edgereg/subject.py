@@ -68,8 +68,8 @@ def encoder(
         on_stage: Told what is left out.
 
     Raises:
-        CheckpointError, DataError: It is no checkpoint, there are too few images, or the classes of
-            the two are not the same.
+        CheckpointError, DataError: It is no checkpoint, there are too few images, or some of a
+            class that the references do not have.
     """
     model, _, checkpoint = load_backbone(path)
     if reference is None:
@@ -96,17 +96,15 @@ def encoder(
             found=f"all {whole} of '{(reference or images).name}' are the same",
             remedy="name other images with --reference",
         )
-    is_labelled = drawn.labels is not None and judged.labels is not None
-    if is_labelled:
-        check_classes(judged, drawn.class_names)
-    else:
+    labels = _labels_among(judged, drawn)
+    if labels is None:
         on_stage("without labels on both sides no accuracy is measured: judged by neighbours alone")
     return Subject(
         model,
         checkpoint,
         class_names=() if drawn.labels is None else drawn.class_names,
         images=judged,
-        labels=judged.labels if is_labelled else None,
+        labels=labels,
         references=References(
             images=Decoded(drawn, np.arange(len(drawn))),
             names=[drawn.image_name(index) for index in range(len(drawn))],
@@ -128,6 +126,26 @@ def spread_out(labels: NDArray[np.int64] | None, count: int, *, size: int) -> ND
         return evenly(labels, count)
     spaced: NDArray[np.int64] = np.linspace(0, size - 1, min(count, size)).round().astype(np.int64)
     return spaced
+
+
+def _labels_among(images: Images, references: Images) -> NDArray[np.int64] | None:
+    """Return (N,) the images' classes as the references number them; None if either has none.
+
+    Raises:
+        DataError: An image is of a class that no vote could name.
+    """
+    if images.labels is None or references.labels is None:
+        return None
+    shown = {images.class_names[label] for label in np.unique(images.labels)}
+    if unknown := sorted(shown - set(references.class_names)):
+        raise DataError(
+            "the classes of the images must be among those of the references, which vote",
+            found=f"'{images.name}' has {', '.join(unknown[:3])}, and '{references.name}' not",
+            remedy="give references of these classes, or images without labels",
+        )
+    places = {name: place for place, name in enumerate(references.class_names)}
+    numbers = np.array([places.get(name, -1) for name in images.class_names], np.int64)
+    return numbers[images.labels]
 
 
 def _draw(images: Images, count: int) -> NDArray[np.int64]:
