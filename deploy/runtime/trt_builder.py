@@ -109,10 +109,8 @@ def build_plan(
     if dialect.constrains_layers and request.precision == "fp16":
         constrain(trt, network, wanted)
     gpu_layers = () if request.dla is None else _use_dla(trt, builder, network, config, request.dla)
-    if request.compute_capability is not None and hasattr(config, "set_compute_capability"):
-        config.num_compute_capabilities = 1
-        target = getattr(trt.ComputeCapability, request.compute_capability)
-        config.set_compute_capability(target, 0)
+    if request.compute_capability is not None:
+        _build_for(trt, config, request.compute_capability)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     if any(-1 in tuple(tensor.shape) for tensor in inputs):
         profile = builder.create_optimization_profile()
@@ -205,6 +203,23 @@ def _use_dla(trt: Any, builder: Any, network: Any, config: Any, core: int) -> tu
     config.DLA_core = core
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     return tuple(layer.name for layer in layers if not config.can_run_on_DLA(layer))
+
+
+def _build_for(trt: Any, config: Any, compute_capability: str) -> None:
+    """Build for a GPU that is not here."""
+    if (
+        hasattr(trt, "ComputeCapability")
+        and hasattr(config, "num_compute_capabilities")
+        and hasattr(config, "set_compute_capability")
+    ):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, compute_capability), 0)
+    else:
+        raise BadInputError(
+            "TensorRT builds for the GPU that it finds; only TensorRT-RTX for another one",
+            found=f"{trt.__name__} {trt.__version__}, and {compute_capability} asked for",
+            remedy="build on the device",
+        )
 
 
 def _monitor(trt: Any, on_stage: OnStage) -> Any:

@@ -168,21 +168,21 @@ def judge_types(
         is_constrained: Whether each floating layer must have the type that it wants; not so on a
             DLA, which has no fp32.
     """
-    counts = Counter(kind for layer in layers for kind in layer.types)
+    counts = Counter(kind for built in layers for kind in built.types)
     allowed = {"fp32": {"fp32"}, "fp16": {"fp32", "fp16"}, "int8": {"fp32", "int8"}}[precision]
     allowed |= set() if is_constrained else {"fp16"}
     problems, notes = [], []
     if not counts[precision]:
         problems.append(f"no layer of {len(layers)} shows {precision}")
-    for layer in layers:
-        if strange := layer.types - allowed:
-            problems.append(f"'{layer.name}' computes in {' and '.join(sorted(strange))}")
-        kinds = {wanted[part] for part in layer.parts if part in wanted}
-        if len(kinds) != 1 or not layer.types or kinds & layer.types or kinds == {"own"}:
+    for built in layers:
+        if strange := built.types - allowed:
+            problems.append(f"'{built.name}' computes in {' and '.join(sorted(strange))}")
+        kinds = {wanted[part] for part in built.parts if part in wanted}
+        if len(kinds) != 1 or not built.types or kinds & built.types or kinds == {"own"}:
             continue
-        kind, shown = kinds.pop(), " and ".join(sorted(layer.types))
+        kind, shown = kinds.pop(), " and ".join(sorted(built.types))
         if kind == "int8":
-            notes.append(f"'{layer.name}' could be int8 and is {shown}")
+            notes.append(f"'{built.name}' could be int8 and is {shown}")
         elif is_constrained and not strange:
-            problems.append(f"'{layer.name}' is to be {kind} and is {shown}")
+            problems.append(f"'{built.name}' is to be {kind} and is {shown}")
     return BuiltTypes(dict(sorted(counts.items())), tuple(problems), tuple(notes))

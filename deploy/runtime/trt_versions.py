@@ -113,17 +113,17 @@ def dialect_of(trt: Any, *, on_dla: bool = False) -> Dialect:
 
 def datatypes(trt: Any) -> dict[Any, str]:
     """Return numpy's names of TensorRT's data types, as far as numpy has them."""
-    kinds = trt.DataType
+    datatype = trt.DataType
     names = {
-        kinds.FLOAT: "float32",
-        kinds.HALF: "float16",
-        kinds.INT8: "int8",
-        kinds.UINT8: "uint8",
-        kinds.INT32: "int32",
-        kinds.BOOL: "bool",
+        datatype.FLOAT: "float32",
+        datatype.HALF: "float16",
+        datatype.INT8: "int8",
+        datatype.UINT8: "uint8",
+        datatype.INT32: "int32",
+        datatype.BOOL: "bool",
     }
-    if hasattr(kinds, "INT64"):  # from 10
-        names[kinds.INT64] = "int64"
+    if hasattr(datatype, "INT64"):  # from 10
+        names[datatype.INT64] = "int64"
     return names
 
 
