@@ -102,6 +102,11 @@ def test_heat_is_judged_by_what_it_reaches_and_by_how_much_it_rises(tmp_path):
     assert judge_states(states_of(orin(tmp_path), [warm, hotter, warm])).reasons
 
 
+def test_a_limit_that_once_could_not_be_read_has_not_fallen(tmp_path):
+    root, limit = orin(tmp_path), f"{ORIN_GPU}/max_freq"
+    assert not judge_states(states_of(root, [{}, {limit: None}, {limit: 1020000000}])).reasons
+
+
 def test_a_gpu_that_does_nothing_may_slow_down(tmp_path):
     idle = {f"{ORIN_GPU}/device/load": 0}
     fast, slow = ({f"{ORIN_GPU}/cur_freq": hz, **idle} for hz in (1_020_000_000, 306_000_000))

@@ -294,6 +294,25 @@ def test_a_healthy_orin_is_fine_in_a_container_of_the_runtime(tmp_path):
     assert "with the GPU's devices" in {f.check: f.found for f in findings}["container"]
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [
+        (".dockerenv", "Docker"),
+        ("run/.containerenv", "Podman"),
+        ("run/secrets/kubernetes.io/x", "Kubernetes"),
+    ],
+)
+def test_a_container_is_named(tmp_path, mark, kind):
+    assert Machine(write(orin(tmp_path), {mark: ""}), None).container == kind
+
+
+def test_a_clock_that_is_about_to_change_does_not_lie(tmp_path, monkeypatch):
+    root = write(orin(tmp_path), {f"{CPU0}/cpuinfo_cur_freq": 729600})
+    arrives = {f"{CPU0}/cpuinfo_cur_freq": 1728000}
+    monkeypatch.setattr("time.sleep", lambda seconds: write(root, arrives))
+    assert {f.status for f in diagnose(Machine(root, probe())) if f.check == "clocks"} == {"ok"}
+
+
 def test_a_desktop_is_no_faulty_jetson(tmp_path):
     answers = probe(
         python="3.13.1",

@@ -123,7 +123,11 @@ class Machine:
     @cached_property
     def container(self) -> str | None:
         """What kind of container this is seen from; None outside of one."""
-        marks = {".dockerenv": "Docker", "run/.containerenv": "Podman"}
+        marks = {
+            "run/secrets/kubernetes.io": "Kubernetes",
+            ".dockerenv": "Docker",
+            "run/.containerenv": "Podman",
+        }
         for name, kind in marks.items():
             if (self.root / name).exists():
                 return kind

@@ -19,7 +19,6 @@ _CONTENTS = (
     "etc/nv_tegra_release",
     "etc/nvpmodel.conf",
     "var/lib/nvpmodel/status",
-    "proc/cpuinfo",
     "proc/meminfo",
     "proc/device-tree/model",
     "proc/device-tree/compatible",
@@ -39,6 +38,7 @@ _CONTENTS = (
 _NAMES = (
     ".dockerenv",
     "run/.containerenv",
+    "run/secrets/kubernetes.io",
     "dev/nvmap",
     "dev/nvhost-gpu",
     "dev/nvgpu",

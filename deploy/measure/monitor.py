@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from deploy.board.clocks import Clock
 from deploy.board.power import EVENT_MEANINGS
 from deploy.board.state import BoardState, read_state
 
@@ -124,31 +125,30 @@ def judge_states(states: Sequence[BoardState]) -> Validity:
 
 def _fallen_clocks(states: Sequence[BoardState]) -> Iterator[str]:
     """The CPU's fastest core is the one that works; a GPU that does nothing may slow down."""
-    series: dict[str, list[int]] = {}
-    limits: dict[str, list[int]] = {}
-    loads: dict[str, list[float]] = {}
+    series: dict[str, list[Clock]] = {}
     for state in states:
         cores = [clock for clock in state.clocks if not clock.is_gpu]
-        fastest = max(cores, key=lambda core: core.current_hz, default=None)
-        if fastest is not None:
-            series.setdefault("the CPU", []).append(fastest.current_hz)
-            limits.setdefault("the CPU", []).append(max(c.limit_hz or 0 for c in cores))
+        if cores:
+            fastest = max(cores, key=lambda core: core.current_hz)
+            series.setdefault("the CPU", []).append(fastest)
         for clock in state.clocks:
             if clock.is_gpu:
-                series.setdefault(clock.name, []).append(clock.current_hz)
-                limits.setdefault(clock.name, []).append(clock.limit_hz or 0)
-                loads.setdefault(clock.name, []).append(1.0 if clock.load is None else clock.load)
+                series.setdefault(clock.name, []).append(clock)
     for name, clocks in series.items():
-        if statistics.median(loads.get(name, [1.0])) < _IDLE_GPU:
+        loads = [clock.load for clock in clocks if clock.load is not None]
+        if loads and statistics.median(loads) < _IDLE_GPU:
             continue
         thirds = [clocks[len(clocks) * i // 3 : len(clocks) * (i + 1) // 3] for i in range(3)]
-        first, *later = [statistics.median(third) for third in thirds if third]
+        first, *later = [
+            statistics.median(c.current_hz for c in third) for third in thirds if third
+        ]
         slowest = min(later, default=first)
         if slowest < _CLOCK_FALL * first:
             yield f"the clock of {name} fell from {first / 1e6:.0f} to {slowest / 1e6:.0f} MHz"
-        limit, lowest = limits[name][0], min(limits[name])
-        if lowest < _LIMIT_FALL * limit:
-            yield f"the limit of {name} fell from {limit / 1e6:.0f} to {lowest / 1e6:.0f} MHz"
+        limits = [clock.limit_hz for clock in clocks if clock.limit_hz is not None]
+        before, lowest = limits[0] if limits else 0, min(limits, default=0)
+        if lowest < _LIMIT_FALL * before:
+            yield f"the limit of {name} fell from {before / 1e6:.0f} to {lowest / 1e6:.0f} MHz"
 
 
 def _risen_events(states: Sequence[BoardState]) -> Iterator[str]:

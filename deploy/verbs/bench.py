@@ -99,19 +99,15 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace, result: Any, text: str, page: Any) -> int:
-    """Write what was asked for, print, and turn failures into an exit code."""
+    """Print, write what was asked for, and turn failures into an exit code."""
     document = json_text(result.to_json())
-    written = []
-    if args.out is not None:
-        publish_text(args.out, document + "\n")
-        written.append(args.out)
-    if args.html is not None:
-        publish_text(args.html, page(result))
-        written.append(args.html)
-    print(document if args.json else text)
+    print(document if args.json else text)  # first: a minute's figures outlive a full disk
+    for path, content in ((args.out, lambda: document + "\n"), (args.html, lambda: page(result))):
+        if path is not None:
+            publish_text(path, content())
+            if not args.json:
+                print(f"wrote {printable(str(path))}")
     if not args.json:
-        for path in written:
-            print(f"wrote {printable(str(path))}")
         for reason in result.failures:
             print(f"FAILED: {printable(reason)}")
     return 1 if result.failures else 0
