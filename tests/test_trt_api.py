@@ -26,7 +26,6 @@ CLASSES = {
     "engine": "ICudaEngine",
     "error": "ParserError",
     "inspector": "EngineInspector",
-    "kept": "ITimingCache",
     "layer": "ILayer",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",

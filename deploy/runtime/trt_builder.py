@@ -118,9 +118,10 @@ def build_plan(
             sizes = ((n, *tuple(tensor.shape)[1:]) for n in request.profile)
             profile.set_shape(tensor.name, *sizes)
         config.add_optimization_profile(profile)
-    cache = config.create_timing_cache(timing_cache)
-    if cache is not None:
-        config.set_timing_cache(cache, False)  # False: one of another GPU is refused
+    if dialect.keeps_timings:
+        # One that is refused is begun anew; False: so is one of another GPU.
+        cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
     if hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor"):
         monitor = _monitor(trt, on_stage)
         config.progress_monitor = monitor
@@ -132,9 +133,8 @@ def build_plan(
             found="; ".join(log.errors) or "none, and no message",
             remedy="free memory or set --workspace; then report it together with the ONNX file",
         )
-    kept = config.get_timing_cache()
-    serialized = b"" if kept is None else bytes(kept.serialize())
-    return BuiltPlan(bytes(plan), serialized, wanted, gpu_layers)
+    timings = bytes(config.get_timing_cache().serialize()) if dialect.keeps_timings else b""
+    return BuiltPlan(bytes(plan), timings, wanted, gpu_layers)
 
 
 def inspect_plan(trt: Any, plan: bytes, request: BuildRequest) -> str:

@@ -33,11 +33,13 @@ class Dialect:
         network_flags: Members of NetworkDefinitionCreationFlag to create a network with.
         precision_flags: Members of BuilderFlag for each precision; without any, the graph decides.
         constrains_layers: Whether the precision of each layer of an fp16 graph must be set.
+        keeps_timings: Whether there is a timing cache; TensorRT-RTX times nothing at the build.
     """
 
     network_flags: tuple[str, ...] = ()
     precision_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     constrains_layers: bool = False
+    keeps_timings: bool = True
 
 
 # int8 needs no constraints: without FP16 what has no Q/DQ can only be fp32.
@@ -59,7 +61,7 @@ DIALECTS: dict[tuple[str, str], tuple[Dialect, Dialect | None]] = {
     ("tensorrt", "8.6"): (_WEAK, _WEAK_DLA),
     ("tensorrt", "10"): (_STRONG, _WEAK_DLA),
     ("tensorrt", "11"): (_ALWAYS_STRONG, _STRONG_DLA),
-    ("tensorrt_rtx", "1"): (_STRONG, None),
+    ("tensorrt_rtx", "1"): (Dialect(("STRONGLY_TYPED",), keeps_timings=False), None),
 }
 """By library and version: on the GPU, and on a DLA."""
 
