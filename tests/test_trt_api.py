@@ -51,7 +51,7 @@ class Names(ast.NodeVisitor):
     """Collects (class, name) as used, but for those that an `if hasattr` around them asks for."""
 
     def __init__(self):
-        self.used, self.guarded, self._guards = [], [], []
+        self.used, self.guarded, self.unseen, self._guards = [], [], [], []
 
     def visit_If(self, node):
         is_and = isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And)
@@ -70,6 +70,10 @@ class Names(ast.NodeVisitor):
 
     def visit_Attribute(self, node):
         names = chain(node)
+        if isinstance(node.value, ast.Call):
+            called = chain(node.value.func)
+            if called and called[0] in {*CLASSES, "trt"}:  # a result without a name of its own
+                self.unseen.append(ast.unparse(node))
         if names and names[0] == "trt" and len(names) > 1:
             self._note(names, (names[1], names[2]) if len(names) > 2 else (names[1], None))
         elif len(names) == 2 and names[0] in CLASSES:
@@ -122,6 +126,12 @@ ONLY_WHERE_ASKED = {
 def test_every_name_is_there_in_every_version(file, version):
     uses = set(names_in(file.read_text("utf-8")).used) - ONLY_WHERE_ASKED
     assert missing(uses, API[version]) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_nothing_is_used_without_a_variable_whose_name_says_its_class(file):
+    assert names_in(file.read_text("utf-8")).unseen == []
+    assert names_in("config.get_timing_cache().serialize()").unseen
 
 
 def test_names_that_only_some_versions_have_are_asked_for():

@@ -204,33 +204,32 @@ def test_constraints_are_set_on_every_layer_that_computes_and_on_no_other():
     assert {"own", "fp32", "fp16"} == set(wanted.values())
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_tf32_is_off_unless_it_is_asked_for(style):
-    for allows, name in ((False, ()), (True, ("TF32",))):
-        trt = fake(style)
-        seen = []
-        build_it = trt.Builder.build_serialized_network
-
-        def spy(self, network, config, seen=seen, build_it=build_it):
-            seen.append({flag.name for flag in config._flags})
-            return build_it(self, network, config)
-
-        trt.Builder.build_serialized_network = spy
-        _, request = build(trt, "fp32", allows_tf32=allows)
-        assert ("TF32" in seen[0]) == allows
-        assert ("TF32" in engine_flags(trt, request)) == bool(name)
-
-
-def test_the_workspace_and_the_profile_reach_the_builder():
-    trt, seen = fake(), []
-    build_it = trt.Builder.build_serialized_network
+def configs_of(trt):
+    """The configurations that a module's builders are given, in order."""
+    seen, build_it = [], trt.Builder.build_serialized_network
     trt.Builder.build_serialized_network = lambda self, network, config: (
         seen.append(config) or build_it(self, network, config)
     )
+    return seen
+
+
+@pytest.mark.parametrize("allows", [False, True])
+@pytest.mark.parametrize("style", STYLES)
+def test_tf32_is_off_unless_it_is_asked_for(style, allows):
+    trt = fake(style)
+    configs = configs_of(trt)
+    _, request = build(trt, "fp32", allows_tf32=allows)
+    assert ("TF32" in {flag.name for flag in configs[0]._flags}) == allows
+    assert ("TF32" in engine_flags(trt, request)) == allows
+
+
+def test_the_workspace_and_the_profile_reach_the_builder():
+    trt = fake()
+    configs = configs_of(trt)
     request = BuildRequest("fp32", (1, 4, 16))
     build_plan(trt, fp32_onnx(), request, workspace_bytes=12345)
-    assert seen[0]._pools == {trt.MemoryPoolType.WORKSPACE: 12345}
-    assert seen[0]._profile._shapes == {"images": [[n, 3, 8, 8] for n in (1, 4, 16)]}
+    assert configs[0]._pools == {trt.MemoryPoolType.WORKSPACE: 12345}
+    assert configs[0]._profile._shapes == {"images": [[n, 3, 8, 8] for n in (1, 4, 16)]}
 
 
 def test_what_was_timed_is_given_to_the_next_build():

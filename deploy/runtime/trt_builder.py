@@ -133,7 +133,10 @@ def build_plan(
             found="; ".join(log.errors) or "none, and no message",
             remedy="free memory or set --workspace; then report it together with the ONNX file",
         )
-    timings = bytes(config.get_timing_cache().serialize()) if dialect.keeps_timings else b""
+    timings = b""
+    if dialect.keeps_timings:
+        cache = config.get_timing_cache()
+        timings = bytes(cache.serialize())
     return BuiltPlan(bytes(plan), timings, wanted, gpu_layers)
 
 
