@@ -19,6 +19,7 @@ from edgereg.regularize.batchnorm import BatchNormConfig
 from edgereg.regularize.dropout import Regularizer, build_regularizers
 from edgereg.regularize.ema import EmaConfig
 from edgereg.regularize.sam import SamConfig
+from edgereg.ssl.colorization import ColorizationConfig
 from edgereg.ssl.distill import DistillConfig
 from edgereg.ssl.lejepa import LeJepaConfig
 from edgereg.ssl.pirl import PirlConfig
@@ -72,6 +73,7 @@ class Recipe:
         stop: See StopConfig.
         method: Of `edgereg pretrain`; each has its constants below.
         pirl: See PirlConfig.
+        colorization: See ColorizationConfig.
         simclr: See SimClrConfig.
         vicreg: See VicRegConfig.
         lejepa: See LeJepaConfig.
@@ -94,8 +96,9 @@ class Recipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     sam: SamConfig = field(default_factory=SamConfig)
     stop: StopConfig = field(default_factory=StopConfig)
-    method: Literal["pirl", "simclr", "vicreg", "lejepa", "distill"] = "pirl"
+    method: Literal["pirl", "colorization", "simclr", "vicreg", "lejepa", "distill"] = "pirl"
     pirl: PirlConfig = field(default_factory=PirlConfig)
+    colorization: ColorizationConfig = field(default_factory=ColorizationConfig)
     simclr: SimClrConfig = field(default_factory=SimClrConfig)
     vicreg: VicRegConfig = field(default_factory=VicRegConfig)
     lejepa: LeJepaConfig = field(default_factory=LeJepaConfig)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -31,6 +32,7 @@ class Run:
         skips: Number of skipped steps.
         resumes: Number of resumes.
         resumed_at: The first step after each resume.
+        colours: A PNG that the pre-training by colorization drew.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Run:
     skips: int
     resumes: int
     resumed_at: tuple[float, ...]
+    colours: bytes | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def read_run(path: Path) -> Run:
             found=f"'{log}': {error}",
             remedy="name a checkpoint that `edgereg train` or `edgereg pretrain` wrote",
         ) from error
+    colours = folder / "colours.png"
     starts = [n for n, event in enumerate(events) if event.get("event") == "resume"]
     return Run(
         name=folder.name.removesuffix(".run"),
@@ -111,6 +115,7 @@ def read_run(path: Path) -> Run:
         resumed_at=tuple(
             next((e["step"] for e in events[n:] if "step" in e), math.nan) for n in starts
         ),
+        colours=colours.read_bytes() if colours.exists() else None,
     )
 
 
@@ -121,11 +126,21 @@ def _page(runs: Sequence[Run]) -> str:
         ("Accuracy on the training images, as augmented", "top-1, %", _percent("top1")),
         ("Accuracy on the validation set", "top-1, %", _percent("val", "top1")),
         ("Loss on the validation set", "cross-entropy, nats", _value("val", "loss")),
+        ("Watched images: neighbours of the same class", "kNN top-1, %", _percent("val", "knn")),
+        ("Features: effective rank", "dimensions", _value("val", "rank")),
+        ("Features: spread", "std / that of random directions", _value("val", "std")),
         ("Learning rate", "learning rate of an epoch's last step", _value("lr")),
         ("Speed", "images/s", _value("images_per_second")),
     ):
         if chart := _by_epoch(runs, unit, points):
             sections.append(f"<h2>{title}</h2>{chart}")
+    sections += [
+        f"<h2>Colours of {escape(run.name)}</h2>"
+        f'<p><img src="data:image/png;base64,{b64encode(run.colours).decode()}" '
+        'alt="grey, as the model colours it, and as it is"></p>'
+        for run in runs
+        if run.colours is not None
+    ]
     return document("edgereg: " + ", ".join(run.name for run in runs), "\n".join(sections))
 
 

@@ -14,6 +14,7 @@ from edgereg.models.zoo import Classifier, check_input
 from edgereg.recipe import Recipe
 from edgereg.regularize.batchnorm import batchnorms
 from edgereg.regularize.sync_batchnorm import synchronise
+from edgereg.ssl.colorization import Colorization
 from edgereg.ssl.distill import Distill
 from edgereg.ssl.jigsaw import jigsaw_sizes
 from edgereg.ssl.lejepa import LeJepa
@@ -134,6 +135,7 @@ def _distill(setup: Setup, recipe: Recipe) -> Method:
 
 METHODS: dict[str, Callable[[Setup, Recipe], Method]] = {
     "pirl": _pirl,
+    "colorization": lambda setup, recipe: Colorization(setup, recipe.colorization),
     "simclr": lambda setup, recipe: SimClr(setup, recipe.simclr),
     "vicreg": lambda setup, recipe: VicReg(setup, recipe.vicreg),
     "lejepa": lambda setup, recipe: LeJepa(setup, recipe.lejepa),

@@ -19,6 +19,8 @@ from edgereg.models.zoo import build_model
 from edgereg.recipe import Recipe
 from edgereg.regularize.batchnorm import configure_batchnorm
 from edgereg.regularize.placement import place
+from edgereg.report.colorization_grid import write_colorization_grid
+from edgereg.ssl.colorization import Colorization
 from edgereg.train.evaluate import predict
 from edgereg.train.loop import Hooks
 from edgereg.train.prepared import Bar, RunOptions, RunResult, check_out, prepared, read_pixels
@@ -26,6 +28,7 @@ from edgereg.train.pretrain import Pretraining, check_pretraining
 
 __all__ = ["check_spread", "pretrain_run"]
 
+_DRAWN = 8  # images of the picture of colours
 _WATCHED = 1024  # images of the data set whose features are watched
 # Below these standard deviations, of that of random directions, or this rank, it has collapsed.
 # Features that come from ReLUs all lie in one corner, and learn there (0.05 was seen); heads start
@@ -106,6 +109,12 @@ def pretrain_run(
         checkpoint = Checkpoint("encoder", recipe, (), run.data, {})
         hooks = Hooks(begin_epoch=placement.at, measure=measure)
         history = run.loop(objective.to(run.world.device), hooks, model.backbone, checkpoint)
+        if isinstance(objective.method, Colorization) and run.world.is_first:
+            # now: the decoder is no part of the checkpoint
+            pictures = sample if shown is None else shown.batch(np.arange(min(len(shown), _DRAWN)))
+            write_colorization_grid(
+                objective.method, pictures[:_DRAWN], run.folder.colours, force=True
+            )
         metrics = {
             "method": recipe.method,
             "loss": {"first": history[0].loss, "last": history[-1].loss},

@@ -61,6 +61,7 @@ class RunFolder:
         self.path = path
         self.log = path / _LOG
         self.last_good = path / "last-good"
+        self.colours = path / "colours.png"  # for the report
 
     def write(self, step: int, state: State) -> None:
         """Write the state after `step` steps, then remove the older ones."""
