@@ -4,8 +4,8 @@ History of the format:
     1  The first: classification, variants by precision, golden data, a hash of each file.
     2  A static batch of one image, or any up to `max_batch`; the accuracy of each variant beside
        the reference's, and the gate that it passed; an input of float32 or of uint8 pixels.
-    3  A task "embedding", with an index of reference images and tolerances of its own. That of a
-       classification is as it was, so that 2 is still read.
+    3  A task "embedding", with an index of reference images and tolerances of its own; optionally
+       a labelled sample. That of a classification is as it was, so that 2 is still read.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ __all__ = [
     "EmbeddingTolerance",
     "FileEntry",
     "Golden",
+    "Holdout",
     "Index",
     "Manifest",
     "TensorSpec",
@@ -131,6 +132,27 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class Holdout:
+    """A labelled sample of the images on which the accuracy was measured at export.
+
+    Attributes:
+        count: How many images.
+        images: Their files, encoded, in order.
+        labels: File of a (count,) integer array.
+        outputs: File of the (count, classes) float32 logits of the model before export; of an
+            embedding the logarithms of the shares of the votes.
+        net_lost: By precision: how many of these images the variant lost at export, less those that
+            it gained.
+    """
+
+    count: int
+    images: tuple[str, ...]
+    labels: str
+    outputs: str
+    net_lost: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Index:
     """The reference images among which an embedding's neighbours are found.
 
@@ -155,6 +177,7 @@ class Manifest:
     Attributes:
         labels: The classes in the order of the logits; of an embedding those of the index, if any.
         index: Of an embedding.
+        holdout: None where no images were labelled, or none were wanted.
         max_batch: 1 for a model of static shape that takes one image at a time; more, and the first
             dimension of input and output is called "batch" and is 1 to this.
     """
@@ -173,6 +196,7 @@ class Manifest:
     provenance: dict[str, Any]
     files: tuple[FileEntry, ...]
     index: Index | None = field(default=None, metadata=strict_json.OPTIONAL)
+    holdout: Holdout | None = field(default=None, metadata=strict_json.OPTIONAL)
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:

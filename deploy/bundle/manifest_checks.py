@@ -23,7 +23,7 @@ _Check = tuple[object, str]
 
 def first_problem(manifest: "Manifest") -> str | None:
     """Say what contradicts itself, or nothing."""
-    groups = (_task, _tensors, _variants, _accuracies, _files)
+    groups = (_task, _tensors, _variants, _accuracies, _holdout, _files)
     broken = (said for group in groups for holds, said in group(manifest) if not holds)
     listed = [entry.path for entry in manifest.files]
     return next(broken, None) or file_name_problem(listed or sorted(_used(manifest)))
@@ -131,6 +131,25 @@ def _accuracies(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
+def _holdout(manifest: "Manifest") -> Iterator[_Check]:
+    holdout, variants = manifest.holdout, manifest.variants
+    if holdout is None:
+        return
+    yield (
+        0 < holdout.count == len(holdout.images),
+        f"holdout.count {holdout.count} for {len(holdout.images)} held-out images",
+    )
+    yield (
+        holdout.net_lost.keys() == variants.keys()
+        and all(abs(net) <= holdout.count for net in holdout.net_lost.values()),
+        f"net_lost {holdout.net_lost} for {holdout.count} held-out images",
+    )
+    yield (
+        len(manifest.labels) > 0 and all(v.accuracy is not None for v in variants.values()),
+        "a labelled sample, and a variant whose accuracy was not measured",
+    )
+
+
 def _files(manifest: "Manifest") -> Iterator[_Check]:
     listed, used = [entry.path for entry in manifest.files], _used(manifest)
     yield listed == sorted(listed), "files that are not sorted by path"
@@ -149,8 +168,9 @@ def _files(manifest: "Manifest") -> Iterator[_Check]:
 
 
 def _used(manifest: "Manifest") -> set[str]:
-    golden, index = manifest.golden, manifest.index
+    golden, index, holdout = manifest.golden, manifest.index, manifest.holdout
     used = {golden.preprocessed, golden.outputs, golden.labels, *golden.images}
     used |= {variant.file for variant in manifest.variants.values()}
     used |= set() if index is None else {index.embeddings, index.names, index.labels}
+    used |= set() if holdout is None else {holdout.labels, holdout.outputs, *holdout.images}
     return {name for name in used if name is not None}

@@ -22,6 +22,8 @@ __all__ = [
     "MAX_SIDE",
     "decode",
     "encode_png",
+    "has_pillow",
+    "is_exact",
     "load_pillow",
 ]
 
@@ -31,6 +33,7 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # JPEG's own limit; a row of 50 million pixels would be scaled to gigabytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")
 
 
@@ -75,6 +78,24 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     load_pillow().Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def is_exact(data: bytes) -> bool:
+    """Whether every decoder gives the same pixels: JPEG's and WebP's differ by a few grey levels.
+
+    Args:
+        data: An encoded image.
+    """
+    return data.startswith(_PNG_SIGNATURE)
+
+
+def has_pillow() -> bool:
+    """Whether images can be decoded here."""
+    try:
+        load_pillow()
+    except BadInputError:
+        return False
+    return True
 
 
 def load_pillow() -> Any:
