@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from deploy.errors import CheckFailedError
 from deploy.runtime.neighbours import NEIGHBOURS, TEMPERATURE, ReferenceIndex, unit_rows
+from edgereg.evaluation.knn import knn_predict
 
 RNG = np.random.default_rng(0)
 UNITS = unit_rows(RNG.normal(size=(30, 8)))
@@ -40,6 +41,12 @@ def test_the_vote_is_that_of_the_paper():
         assert found[0].label == INDEX.class_names[LABELS[nearest[0]]]
         assert dict(vote) == pytest.approx(dict(zip("abc", shares, strict=True)), rel=1e-4)
         assert [share for _, share in vote] == sorted((s for _, s in vote), reverse=True)
+
+
+def test_a_device_votes_as_the_evaluation_of_an_encoder_does():
+    queries = RNG.normal(size=(200, 8)).astype(np.float32)
+    expected = knn_predict(queries, UNITS, LABELS, num_classes=3)
+    assert INDEX.vote_logits(queries).argmax(axis=1).tolist() == expected.tolist()
 
 
 @settings(max_examples=20, deadline=None)
