@@ -94,12 +94,9 @@ class Judging:
         self.tolerances: Mapping[Precision, AnyTolerance] = TOLERANCES
         self.measure = "top-1"
         if request.references is not None:
+            on_stage(f"embedding {len(request.references.images)} reference images in float64")
             self.index = embed_references(
-                model,
-                request.references,
-                request.preprocessing,
-                class_names=request.labels,
-                on_stage=on_stage,
+                model, request.references, request.preprocessing, class_names=request.labels
             )
             self.tolerances, self.measure = EMBEDDING_TOLERANCES, "vote of the nearest"
         self.holdout: Holdout | None = None

@@ -3,8 +3,6 @@
 float64, so that the same model gives the same bytes whatever machine and number of threads.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,7 +33,6 @@ def embed_references(
     preprocessing: Preprocessing,
     *,
     class_names: tuple[str, ...],
-    on_stage: Callable[[str], None],
 ) -> ReferenceIndex:
     """Return the index of an encoder's reference images.
 
@@ -44,7 +41,6 @@ def embed_references(
         references: The images.
         preprocessing: From an image to the model's input.
         class_names: Of their labels, if they have any.
-        on_stage: Is told how far it is.
 
     Raises:
         BadInputError: An embedding has no direction, or all have the same one: neighbours would
@@ -53,7 +49,6 @@ def embed_references(
     run, count = _Reference(model), len(references.images)
     rows = []
     for start in range(0, count, _BATCH):
-        on_stage(f"embedding reference images in float64: {start} of {count}")
         inputs = preprocess(references.images[start : start + _BATCH], preprocessing)
         rows.append(run(as_float(inputs, preprocessing)))
     embeddings = np.concatenate(rows)
