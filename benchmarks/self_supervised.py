@@ -64,9 +64,11 @@ def main() -> int:
     results = [json.loads(path.read_text()) for path in sorted(args.out.glob("run-*.json"))]
     lines, passed = _judge(results, parts)
     if "lightly" in parts:
+        import torch
         from lightly_step import compare_with_lightly
 
-        rows = compare_with_lightly(args.out / "lightly", rounds=61)
+        torch.set_num_threads(1)
+        rows = compare_with_lightly(args.out / "lightly", rounds=101)
         lines += [row.to_text() for row in rows]
         passed = passed and all(row.low <= 1.0 and row.ratio <= 1.02 for row in rows)
     report = {**describe_setting(), "results": results, "text": lines}

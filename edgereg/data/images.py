@@ -145,21 +145,24 @@ class Subset:
 
 
 class FewLabels(Subset):
-    """A share of each class, and at least two images of it; the rest is not looked at.
+    """A share of each class; the rest is not looked at.
+
+    With one seed the images of a share are among those of every larger share.
 
     Args:
         images: Labelled.
         share: In (0, 1].
         seed: Decides which.
+        least: Images of each class, at least.
     """
 
-    def __init__(self, images: Images, share: float, *, seed: int) -> None:
+    def __init__(self, images: Images, share: float, *, seed: int, least: int = 2) -> None:
         rng = np.random.default_rng(seed)
         chosen = []
         for members in _by_class(images):
-            count = max(2, round(share * len(members)))
+            count = max(least, round(share * len(members)))
             chosen.append(np.sort(rng.permutation(members)[:count]))
-        name = f"{images.name} ({share:.0%} of the labels)"
+        name = f"{images.name} ({100 * share:g}% of the labels)"
         super().__init__(images, np.concatenate(chosen), name=name)
 
 

@@ -1,8 +1,6 @@
 """A share of a data set's labels, class by class, to see how few suffice."""
 
-import numpy as np
-
-from edgereg.data.images import Images, Subset, labels_of
+from edgereg.data.images import FewLabels, Images, labels_of
 from edgereg.errors import DataError
 
 __all__ = ["label_share"]
@@ -28,13 +26,5 @@ def label_share(images: Images, share: float, *, seed: int) -> Images:
             found=f"{share:g}",
             remedy="write 0.01 for 1 %, for instance",
         )
-    labels = labels_of(images)
-    if share == 1:
-        return images
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for label in range(len(images.class_names)):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: max(1, round(share * len(members)))])
-    indices = np.sort(np.concatenate(chosen))
-    return Subset(images, indices, name=f"{images.name} ({100 * share:g}% of the labels)")
+    labels_of(images)
+    return images if share == 1 else FewLabels(images, share, seed=seed, least=1)
