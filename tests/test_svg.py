@@ -20,7 +20,7 @@ def circles(svg):
     return [(float(c.get("cx")), float(c.get("cy"))) for c in tree.iter("circle")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(POINTS, st.booleans())
 def test_every_point_lies_inside_the_plot(points, from_zero):
     places = circles(drawn(points, from_zero=from_zero))
@@ -73,9 +73,10 @@ def test_the_parts_of_a_bar_are_as_long_as_their_values():
     assert float(rects[1].get("x")) == pytest.approx(float(rects[0].get("x")) + first, abs=0.02)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_few_and_lie_on_the_axis(low, span):
+def test_ticks_are_few_and_lie_on_the_axis(low, share):
+    span = share * max(1.0, abs(low))  # far above the spacing of floats there
     marks = ticks(low, low + span)
     assert 2 <= len(marks) <= 11
     assert all(low - span * 1e-6 <= mark <= low + span * (1 + 1e-6) for mark in marks)
@@ -86,7 +87,7 @@ def test_ticks_are_round():
     assert ticks(0.0, 0.7) == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=300), st.integers(2, 50))
 def test_thinning_keeps_the_extremes_and_the_order(values, limit):
     points = list(enumerate(values))
