@@ -11,9 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.bundle.manifest import (
     FORMAT_VERSION,
+    Accuracy,
     Conformance,
     EmbeddingTolerance,
     Golden,
+    Holdout,
     Index,
     Manifest,
     TensorSpec,
@@ -135,4 +137,29 @@ def write_small_bundle(path: Path, **changes) -> Bundle:
     """Write it with some contents replaced, and open it."""
     manifest, contents = bundle_parts()
     write_bundle(path, manifest, contents | changes)
+    return open_bundle(path)
+
+
+def labelled_parts(*, count=30, encode=encode_png, suffix="png", net_lost=0, gate=0.0):
+    """The small classifier with a labelled sample, of which the reference gets all right."""
+    manifest, contents = bundle_parts(encode=encode, suffix=suffix)
+    pixels = golden_pixels(count, seed=2)
+    labels = np.arange(count) % 3
+    names = tuple(f"holdout/{i:04d}.{suffix}" for i in range(count))
+    contents |= dict(zip(names, map(encode, pixels), strict=True))
+    logits = preprocess(pixels, SPEC).mean(axis=(2, 3)) @ (np.eye(3) + 0.1)
+    contents |= {
+        "holdout/labels.npy": npy(labels),
+        "holdout/outputs.npy": npy(logits.astype(np.float32)),
+    }
+    accuracy = Accuracy(1.0, 1.0, count, 0, 0, (-0.2, 0.2), gate, False, False)
+    variant = dataclasses.replace(manifest.variants["fp32"], accuracy=accuracy)
+    sample = Holdout(count, names, "holdout/labels.npy", "holdout/outputs.npy", {"fp32": net_lost})
+    return dataclasses.replace(manifest, variants={"fp32": variant}, holdout=sample), contents
+
+
+def write_labelled_bundle(path: Path, *, changes=None, **options) -> Bundle:
+    """Write it with some contents replaced, and open it."""
+    manifest, contents = labelled_parts(**options)
+    write_bundle(path, manifest, contents | (changes or {}))
     return open_bundle(path)
