@@ -160,6 +160,15 @@ def test_the_choice_is_run_where_no_precision_is_asked_for(monkeypatch, tmp_path
     assert open_runner(bundle, backend="onnxruntime", precision=None).precision == "fp32"
 
 
+def test_what_was_built_before_is_compared_too(monkeypatch, tmp_path, capsys):
+    put_device(monkeypatch, tmp_path)
+    bundle = write_engine_bundle(tmp_path / "b").path
+    time_as(monkeypatch, fp16=speed(0.5, 0.4, 0.6), int8=speed(0.3, 0.2, 0.4))
+    assert build(capsys, bundle, "--precision", "fp32,int8")[1]["chosen"] == "int8"
+    _, document = build(capsys, bundle, "--precision", "fp16")
+    assert document["chosen"] == "int8" and document["speeds"].keys() == {"fp16", "int8"}
+
+
 def test_without_an_fp32_engine_nothing_is_chosen(monkeypatch, tmp_path, capsys):
     put_device(monkeypatch, tmp_path)
     bundle = write_engine_bundle(tmp_path / "b")

@@ -5,7 +5,7 @@ kept: an older one stays. fp32 is run where none is asked for, unless another is
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def build_engines(
     Args:
         bundle: The opened bundle.
         cache: Where engines are kept.
-        requests: One for each precision.
+        requests: One for each precision, at least one, otherwise alike.
         limits: Of memory and time, for each build.
         force: Whether to build what the cache has.
         alternations: Of the timing, at least 20.
@@ -127,7 +127,7 @@ def build_engines(
                 engines[name] = _build(bundle, cache, request, limits, force, on_own_stage)
             except CheckFailedError as error:
                 failures[name] = error
-        fitting = _fitting(bundle, cache, requests, engines)
+        fitting = _fitting(bundle, cache, requests[0], engines, failures)
         speeds = _compare(bundle, fitting, alternations, on_stage)
         chosen = fastest(speeds) if "fp32" in fitting else None
         if chosen is not None:
@@ -212,15 +212,17 @@ def _verified(bundle: Bundle, plan: bytes, key: EngineKey) -> VerifyReport:
 def _fitting(
     bundle: Bundle,
     cache: EngineCache,
-    requests: Sequence[BuildRequest],
+    request: BuildRequest,
     engines: dict[str, BuiltEngine],
+    failures: Collection[str],
 ) -> dict[str, Engine]:
-    """Return the engines to compare: those at hand, and fp32's if the cache has it."""
+    """Return the engines to compare: those at hand, and what fits of the others in the cache."""
     fitting = {name: built.engine for name, built in engines.items()}
-    if "fp32" not in fitting and requests and "fp32" in bundle.manifest.variants:
-        yardstick = dataclasses.replace(requests[0], precision="fp32", dla=None)
-        found = cache.find(bundle.manifest.name, engine_key(bundle, yardstick))
-        fitting |= {"fp32": found} if isinstance(found, Engine) else {}
+    for name in bundle.manifest.variants.keys() - fitting.keys() - set(failures):
+        dla = None if name == "fp32" else request.dla
+        other = dataclasses.replace(request, precision=name, dla=dla)
+        found = cache.find(bundle.manifest.name, engine_key(bundle, other))
+        fitting |= {name: found} if isinstance(found, Engine) else {}
     return fitting
 
 
