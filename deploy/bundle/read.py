@@ -1,8 +1,9 @@
 """Open a bundle, and believe none of its bytes before they were hashed.
 
 The order is the point: size caps, manifest.json against its digest, strict parsing, the list of
-files, then every byte of each. Only our JSON reader has seen the bundle when `open_bundle` returns,
-and `Bundle.read` hashes again what it hands out: a file that is changed later reaches no parser.
+files, every byte of each, then the structure of the models. Only our own readers of JSON and ONNX
+have seen the bundle when `open_bundle` returns, and `Bundle.read` hashes again what it hands out: a
+file that is changed later reaches no parser.
 
 The hashes show a damaged or edited bundle. They are no signature: who can rewrite all of the files
 can rewrite the hashes too.
@@ -28,6 +29,7 @@ from deploy.bundle.manifest import (
     Manifest,
     manifest_from_bytes,
 )
+from deploy.bundle.onnx_structure import check_structure
 from deploy.bundle.write import digest_line
 from deploy.errors import BadInputError, TamperedBundleError
 
@@ -38,10 +40,11 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every byte matched its manifest."""
+    """A bundle whose every byte matched its manifest, whose own hash names all of it."""
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -80,7 +83,8 @@ def open_bundle(path: Path) -> Bundle:
     """Check every byte of a bundle and open it.
 
     Raises:
-        BadInputError: The path is no bundle, or one of another format.
+        BadInputError: The path is no bundle, or one of another format, or a model in it is not made
+            as an export's is.
         TamperedBundleError: A file is missing, extra, a link, or differs from the manifest's hash.
     """
     path = path.resolve()  # the bundle may be reached by a link, such as `current`
@@ -91,7 +95,8 @@ def open_bundle(path: Path) -> Bundle:
             remedy="name a directory that `edgereg export` wrote",
         )
     found = dict(_regular_files(path))
-    manifest = manifest_from_bytes(_read_manifest(path, found), bundle=path.name)
+    manifest_bytes = _read_manifest(path, found)
+    manifest = manifest_from_bytes(manifest_bytes, bundle=path.name)
     listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME, DIGEST_NAME}
     for name in sorted(listed ^ found.keys()):
         problem = "is missing" if name in listed else "is not listed"
@@ -100,7 +105,10 @@ def open_bundle(path: Path) -> Bundle:
         _check_size(path, entry)
     for entry in manifest.files:
         _check_digest(path, entry, _hash_file(path / entry.path))
-    return Bundle(path, manifest)
+    bundle = Bundle(path, manifest, hashlib.sha256(manifest_bytes).hexdigest())
+    for file in sorted({variant.file for variant in manifest.variants.values()}):
+        check_structure(bundle.read(file), file=file)
+    return bundle
 
 
 def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
