@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgereg.checkpoint import load_classifier
+from edgereg.checkpoint import load_backbone
 from edgereg.errors import RecipeError
 from edgereg.models.zoo import ModelConfig, build_model
 from edgereg.train.distributed import World
@@ -28,12 +28,12 @@ augment:
 """
 
 
-def train(root, name, *flags, processes):
+def train(root, name, *flags, processes, verb="train"):
     (root / "recipe.yaml").write_text(RECIPE)
     program = root / "edgereg_entry.py"
     program.write_text("import sys\nfrom edgereg.cli import main\nsys.exit(main())\n")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(program), "train"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(program), verb]
     arguments = ["--data", "emoji-10:google:test", "--recipe", "recipe.yaml", "--out", name]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
@@ -48,8 +48,7 @@ def train(root, name, *flags, processes):
 
 
 def weights(path):
-    model, _ = load_classifier(path)
-    return flat(model)
+    return flat(load_backbone(path)[0])
 
 
 def flat(model):
@@ -65,7 +64,7 @@ def runs(tmp_path_factory):
         "two": train(root, "two", "--batchnorm.sync", "true", processes=2),
         "apart": train(root, "apart", processes=2),
     }
-    start = flat(build_model(ModelConfig(), num_classes=10, seed=0))
+    start = flat(build_model(ModelConfig(), num_classes=10, seed=0).backbone)
     end = {name: weights(root / name) for name in history}
     moved = (end["one"] - start).norm()
     return history, {name: float((end[name] - end["one"]).norm() / moved) for name in history}
@@ -83,6 +82,18 @@ def test_two_processes_learn_what_one_learns(runs):
 def test_without_synchronisation_they_differ(runs):
     """The negative control: BatchNorm over half a batch is another function."""
     assert runs[1]["apart"] > 3e-3
+
+
+def test_two_processes_pre_train_what_one_pre_trains(tmp_path):
+    """Contrast is over the whole batch, and so are the statistics of the projector's BatchNorms."""
+    flags = ["--method", "simclr", "--epochs", "2"]
+    one = train(tmp_path, "one", *flags, processes=1, verb="pretrain")
+    two = train(tmp_path, "two", *flags, "--batchnorm.sync", "true", processes=2, verb="pretrain")
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    start = flat(build_model(ModelConfig(), num_classes=1, seed=0).backbone)
+    moved = (weights(tmp_path / "one") - start).norm()
+    assert (weights(tmp_path / "one") - weights(tmp_path / "two")).norm() < 1e-3 * moved
 
 
 def test_each_process_takes_its_equal_part_of_a_batch():

@@ -97,7 +97,7 @@ class Attract(SimClr):
 
 def test_a_run_whose_views_are_only_drawn_together_is_ended(images, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "simclr", lambda setup, recipe: Attract(setup, recipe.simclr))
-    recipe = dataclasses.replace(QUICK, method="simclr", epochs=12)
+    recipe = dataclasses.replace(QUICK, method="simclr", epochs=16)
     with pytest.raises(
         CollapsedError, match="collapsed: the head's answers have"
     ):

@@ -21,6 +21,7 @@ from edgereg.regularize.batchnorm import configure_batchnorm
 from edgereg.regularize.placement import place
 from edgereg.report.colorization_grid import write_colorization_grid
 from edgereg.ssl.colorization import Colorization
+from edgereg.train.batches import steps_per_epoch
 from edgereg.train.evaluate import predict
 from edgereg.train.loop import Hooks
 from edgereg.train.prepared import Bar, RunOptions, RunResult, check_out, prepared, read_pixels
@@ -34,6 +35,7 @@ _WATCHED = 1024  # images of the data set whose features are watched
 # Features that come from ReLUs all lie in one corner, and learn there (0.05 was seen); heads start
 # near 0.5, and without anything that drives them apart fall below 0.1 within a few epochs.
 _LEAST_STD, _LEAST_HEAD_STD, _LEAST_RANK = 0.01, 0.1, 1.5
+_SETTLED = 50  # steps: 0.5 % is left of the running statistics that BatchNorm began with
 
 
 def pretrain_run(
@@ -82,6 +84,13 @@ def pretrain_run(
             return run
         shown = None if watch is None else read_pixels(watch, spec, run.bar)
 
+        epoch = 0
+
+        def begin_epoch(share: float) -> None:
+            nonlocal epoch
+            epoch = round(share * recipe.epochs)
+            placement.at(share)
+
         @torch.inference_mode()
         def projected(features: NDArray[np.float32]) -> NDArray[np.float32]:
             on_device = torch.from_numpy(features).to(run.world.device)
@@ -91,8 +100,9 @@ def pretrain_run(
         def measure() -> Mapping[str, float]:
             features = predict(model.backbone, run.pixels, spec, indices=chosen)
             found, seen = spread(features), spread(projected(features))
-            check_spread(found, what="the features", least_std=_LEAST_STD)
-            check_spread(seen, what="the head's answers", least_std=_LEAST_HEAD_STD)
+            if (epoch + 1) * steps_per_epoch(len(images), recipe.batch_size) >= _SETTLED:
+                check_spread(found, what="the features", least_std=_LEAST_STD)
+                check_spread(seen, what="the head's answers", least_std=_LEAST_HEAD_STD)
             measured = {
                 "std": found.relative_std,
                 "rank": found.effective_rank,
@@ -107,7 +117,7 @@ def pretrain_run(
             return measured
 
         checkpoint = Checkpoint("encoder", recipe, (), run.data, {})
-        hooks = Hooks(begin_epoch=placement.at, measure=measure)
+        hooks = Hooks(begin_epoch=begin_epoch, measure=measure)
         history = run.loop(objective.to(run.world.device), hooks, model.backbone, checkpoint)
         if isinstance(objective.method, Colorization) and run.world.is_first:
             # now: the decoder is no part of the checkpoint
