@@ -26,7 +26,7 @@ def put_device(monkeypatch, tmp_path, style="10", *, gpu="Orin (fake)", **option
     child = (
         "import sys; from fake_cudart import FakeCudart; from fake_tensorrt import install; "
         f"install({style!r}, cudart=FakeCudart(gpu={gpu!r}), **{options!r}); "
-        "from deploy.runtime.engine_build import child; child(sys.argv[1:])"
+        "from deploy.runtime.engine_build import _child; _child(sys.argv[1:])"
     )
     monkeypatch.setattr(engine_build, "_CHILD", child)
     return cuda, trt

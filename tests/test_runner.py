@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -32,6 +33,38 @@ def test_a_runner_uses_one_thread_unless_told(tmp_path):
     bundle = write_small_bundle(tmp_path / "b")
     assert open_ort(bundle).threads == 1
     assert open_ort(bundle, threads=2).threads == 2
+
+
+def test_an_answer_is_written_where_it_is_wanted_and_is_else_an_array_of_its_own(tmp_path):
+    bundle = write_small_bundle(tmp_path / "b")
+    runner, batch = open_ort(bundle), bundle.array("golden/preprocessed.npy")
+    out = np.empty((len(batch), 3), np.float32)
+    first = runner(batch)
+    assert runner(batch, out=out) is out
+    np.testing.assert_array_equal(out, first)
+    runner(-batch)
+    np.testing.assert_array_equal(out, first)
+    with pytest.raises(BadInputError, match=r"`out` must be float32 \(6, 3\)"):
+        runner(batch, out=out[:1])
+
+
+def traced_bytes(runner, batch, out):
+    """The most that Python and numpy allocate during an inference."""
+    runner(batch, out=out)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    runner(batch, out=out)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most - before
+
+
+def test_no_array_is_made_for_an_inference_that_is_given_one(tmp_path):
+    runner = open_ort(write_small_bundle(tmp_path / "b"))
+    batch = np.zeros((16, 3, SIZE, SIZE), np.float32)
+    out = np.empty((16, 3), np.float32)
+    assert traced_bytes(runner, batch, out) < batch.nbytes / 2
+    assert traced_bytes(runner, batch[:, ::-1], out) > batch.nbytes  # which must be copied
 
 
 @pytest.mark.parametrize(
@@ -75,6 +108,11 @@ def test_a_free_dimension_does_not_pass_for_a_fixed_one(tmp_path):
     write_bundle(tmp_path / "b", fixed, contents)
     with pytest.raises(BadInputError, match=r"\(batch, 3, 8, 8\) where .*\(1, 3, 8, 8\)"):
         open_ort(open_bundle(tmp_path / "b"))
+
+
+def test_fp32_is_run_by_onnx_runtime_where_no_precision_is_asked_for(tmp_path):
+    bundle = write_small_bundle(tmp_path / "b")
+    assert open_runner(bundle, backend="onnxruntime", precision=None).precision == "fp32"
 
 
 def test_an_unknown_precision_names_those_that_the_bundle_has(tmp_path):

@@ -31,8 +31,8 @@ __all__ = ["BuildOutcome", "Limits", "available_bytes", "build_engine", "workspa
 _TENSORRT = "tensorrt"
 _CHILD = (  # not from the working directory
     "import sys; sys.path.remove('') if '' in sys.path else None; "
-    "from deploy.runtime.engine_build import child; "
-    "child(sys.argv[1:])"
+    "from deploy.runtime.engine_build import _child; "
+    "_child(sys.argv[1:])"
 )
 _POLL_S = 0.1
 _RESERVE_BYTES = 64 << 20  # below this the machine itself is in danger
@@ -226,7 +226,7 @@ def _failed(found: str) -> CheckFailedError:
     )
 
 
-def child(arguments: list[str]) -> None:
+def _child(arguments: list[str]) -> None:
     """Build as the question in a folder says, and write the answer; runs in its own process."""
     folder, pipe = Path(arguments[0]), int(arguments[1])
     ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
