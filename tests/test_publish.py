@@ -1,3 +1,11 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from deploy import publish
@@ -103,7 +111,7 @@ def test_a_failed_swap_puts_the_old_result_back(old, monkeypatch):
     rename = publish.Path.rename
 
     def failing(self, target):
-        if target == old and self.name != "old":
+        if target == old and self.name.startswith(".staging-"):
             raise OSError("disk full")
         return rename(self, target)
 
@@ -161,3 +169,142 @@ def test_the_current_directory_is_never_the_destination(tmp_path, monkeypatch):
         publish_directory(publish.Path("."), members=()),
     ):
         pytest.fail("the block must not run")
+
+
+# Killed writers. Each is a process of its own that stops at a place and is killed there.
+
+_WRITER = """
+import sys
+from pathlib import Path
+from deploy import publish
+
+def wait(*_):
+    print("here", flush=True)
+    sys.stdin.read()
+
+where, path = sys.argv[1], Path(sys.argv[2])
+if where == "in the block":
+    with publish.publish_directory(path, members=("m",), force=True) as staging:
+        (staging / "m").write_text("half")
+        wait()
+elif where == "between the renames":
+    rename = publish.Path.rename
+    publish.Path.rename = lambda self, target: (
+        wait() if self.name.startswith(".staging-") else rename(self, target)
+    )
+    with publish.publish_directory(path, members=("m",), force=True) as staging:
+        (staging / "m").write_text("new")
+else:
+    publish.os.fsync = wait
+    publish.publish_text(path, "half")
+"""
+
+
+@contextmanager
+def stopped_writer(where, path):
+    """A process that has come to a place, and lives until it is killed or the block ends."""
+    command = [sys.executable, "-c", _WRITER, where, str(path)]
+    root = str(Path(publish.__file__).parent.parent)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": root}) as process:
+        try:
+            assert process.stdout.readline() == b"here\n"
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def leftovers(folder):
+    return [name for name in names(folder) if name.startswith(".staging-")]
+
+
+@pytest.mark.parametrize("where", ["in the block", "in a file"])
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_a_live_ones_is_not(
+    tmp_path, where
+):
+    with stopped_writer(where, tmp_path / "a"):
+        (live,) = leftovers(tmp_path)
+        publish_text(tmp_path / "b", "x")
+        with publish_directory(tmp_path / "c", members=()):
+            pass
+        assert leftovers(tmp_path) == [live]
+    assert leftovers(tmp_path) == [live]
+    publish_text(tmp_path / "b", "y")
+    assert names(tmp_path) == ["b", "c"]
+
+
+def test_a_result_that_was_cut_off_from_its_place_is_put_back_whole(tmp_path):
+    path = tmp_path / "result"
+    with publish_directory(path, members=("m",)) as staging:
+        (staging / "m").write_text("old")
+    with stopped_writer("between the renames", path):
+        publish_text(tmp_path / "b", "x")
+        assert not path.exists()
+    assert len(leftovers(tmp_path)) == 2
+    with pytest.raises(BadInputError, match="--force"):  # before any work, although it was gone
+        publish.check_free(path, force=False, members=("m",))
+    assert (path / "m").read_text() == "old"
+    assert names(tmp_path) == ["b", "result"]
+
+
+@pytest.mark.parametrize("name", [".staging-area", ".staging-edgereg-", ".staging-edgereg-mine"])
+def test_what_only_looks_like_a_leftover_stays(tmp_path, name):
+    (tmp_path / name).mkdir()
+    publish_text(tmp_path / "b", "x")
+    assert names(tmp_path) == sorted([name, "b"])
+
+
+def test_a_link_that_is_called_like_a_leftover_is_not_followed(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".staging-edgereg-abcdefgh").symlink_to(tmp_path / "theirs")
+    publish_text(tmp_path / "out" / "b", "x")
+    assert names(tmp_path / "theirs") == ["thesis"]
+
+
+def fail_at(monkeypatch, count):
+    """Let the disk be full at the given call that changes it."""
+    calls = []
+    places = [
+        (publish.os, "fsync"),
+        (publish.tempfile, "mkdtemp"),
+        (publish.tempfile, "mkstemp"),
+        (publish.Path, "write_text"),
+        (publish.Path, "rename"),
+        (publish.Path, "replace"),
+        (publish.Path, "chmod"),
+    ]
+    for owner, name in places:
+
+        def failing(*args, _function=getattr(owner, name), **kwargs):
+            calls.append(1)
+            if len(calls) == count:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return _function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, failing)
+
+
+def test_a_disk_that_is_full_at_any_step_is_said_and_costs_nothing(old):
+    def write(kind):
+        if kind == "directory":
+            with publish_directory(old, members=("manifest.json",), force=True) as staging:
+                (staging / "manifest.json").write_text("new")
+        else:
+            publish_text(old.parent / "file", "new")
+
+    for kind, file in (("directory", old / "manifest.json"), ("file", old.parent / "file")):
+        file.write_text("old")
+        for count in range(1, 100):
+            with pytest.MonkeyPatch.context() as patch:
+                fail_at(patch, count)
+                try:
+                    write(kind)
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                else:
+                    break
+            assert file.read_text() in ("old", "new")
+            assert leftovers(old.parent) == []
+        assert count > 4 and file.read_text() == "new"
