@@ -6,7 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CHECKPOINT_HELP", "DATA_HELP", "add_json", "add_output", "print_json", "say"]
+__all__ = [
+    "CHECKPOINT_HELP",
+    "DATA_HELP",
+    "add_json",
+    "add_output",
+    "count_from_zero",
+    "print_json",
+    "say",
+]
 
 DATA_HELP = (
     "a folder of images with one sub-folder a class, emoji-10:VENDOR:SPLIT, idx:FOLDER:train|test, "
@@ -24,6 +32,13 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add what every command has."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def count_from_zero(text: str) -> int:
+    """Read an argument that is a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on, not '{text}'")
+    return int(text)
 
 
 def say(stage: str) -> None:
