@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from deploy.commands import positive_int
+from deploy.verbs.arguments import natural
 from edgereg.console import CHECKPOINT_HELP, DATA_HELP, add_output, print_json, say
 from edgereg.errors import EdgeregError, nearest
 from edgereg.inspect_command import add_inspect, print_diffs
@@ -74,6 +75,13 @@ def add_export_commands(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
         "usual ones: int8=0.01,fp16=0.002",
     )
     export.add_argument(
+        "--holdout",
+        type=natural,
+        metavar="N",
+        help="labelled images of --data that the bundle carries, for `edgereg verify` to measure "
+        "its accuracy on the device (default: 256, or fewer within 32 MiB); 0 for none",
+    )
+    export.add_argument(
         "--max-batch",
         type=positive_int,
         default=1,
@@ -141,6 +149,7 @@ def _export(args: argparse.Namespace) -> int:
         takes_pixels=args.input == "uint8",
         is_encoder=args.encoder,
         reference=None if args.reference is None else open_images(args.reference),
+        holdout=args.holdout,
         force=args.force,
         on_stage=say,
     )

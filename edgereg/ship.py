@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploy.publish import check_free, check_new_file, publish_text
 from edgereg import __version__
@@ -17,12 +18,14 @@ from edgereg.report.export_page import export_json, export_page
 from edgereg.subject import Decoded, classifier, encoder, spread_out
 from export.calibrate import assert_disjoint, calibration_provenance
 from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
-from export.request import MIN_GOLDEN, ExportRequest
+from export.request import MAX_SAMPLE, MIN_GOLDEN, ExportRequest
 from export.targets import Precision, find_target
 
-__all__ = ["MAX_CALIBRATION", "MAX_HOLDOUT", "draw_calibration", "ship"]
+__all__ = ["HOLDOUT_SAMPLE", "MAX_CALIBRATION", "MAX_HOLDOUT", "draw_calibration", "ship"]
 
 MAX_HOLDOUT = 10_000  # images on which the accuracy is measured
+HOLDOUT_SAMPLE = 256  # of them, that the bundle carries
+MAX_SAMPLE_BYTES = 32 << 20  # that these may take together, unless a number is asked for
 MAX_CALIBRATION = 256  # images that give the ranges of fp16 and int8
 
 
@@ -40,6 +43,7 @@ def ship(
     takes_pixels: bool = False,
     is_encoder: bool = False,
     reference: Images | None = None,
+    holdout: int | None = None,
     force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> ExportResult:
@@ -61,6 +65,8 @@ def ship(
         takes_pixels: Whether the model takes uint8 (N, H, W, 3) pixels, and normalises them itself.
         is_encoder: Whether the embedding is exported, which is what the head is given.
         reference: Of an encoder: images for the index of its bundle; without, half of `images`.
+        holdout: How many labelled images the bundle carries, for the device to measure its accuracy
+            on; without, up to 256 within 32 MiB.
         force: Whether an earlier bundle may be replaced.
         on_stage: Told what comes next.
 
@@ -97,7 +103,8 @@ def ship(
     shows_all = labels is not None and len(set(labels.tolist())) == len(names)
     if labels is not None and not shows_all:
         on_stage(f"'{images.name}' lacks a class: the golden images go without labels")
-    held_out = np.sort(np.random.default_rng(0).permutation(count)[:MAX_HOLDOUT])
+    drawn = np.random.default_rng(0).permutation(count)[:MAX_HOLDOUT]
+    held_out = np.sort(drawn)
     request = ExportRequest(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint_path.resolve().name),
         target=target,
@@ -111,6 +118,7 @@ def ship(
         holdout=(
             None if labels is None else (Decoded(judged, held_out), labels[held_out].tolist())
         ),
+        sample=_sample(judged, drawn, labels is not None, holdout),
         precisions=tuple(precisions),
         calibration=chosen,
         gates=gates or {},
@@ -136,6 +144,35 @@ def ship(
     publish_text(as_json, json.dumps(export_json(result), indent=1, allow_nan=False) + "\n")
     publish_text(as_page, export_page(result))
     return result
+
+
+def _sample(
+    images: Images, drawn: NDArray[np.int64], has_labels: bool, wanted: int | None
+) -> dict[int, bytes]:
+    """Return held-out images for the bundle, encoded, by their place among the sorted drawn ones.
+
+    Args:
+        images: That the drawn ones are of.
+        drawn: (N,) in random order: the first of them are a fair sample.
+        has_labels: Without labels there is no accuracy to measure.
+        wanted: How many.
+    """
+    most = len(drawn) if has_labels else 0
+    if wanted is not None and wanted > min(most, MAX_SAMPLE):
+        raise DataError(
+            f"a bundle carries labelled held-out images, {MAX_SAMPLE} at most",
+            found=f"{wanted} asked for; '{images.name}' has {most}",
+            remedy="ask for fewer with --holdout, or for none with --holdout 0",
+        )
+    sample: dict[int, bytes] = {}
+    size, held_out = 0, np.sort(drawn)
+    for index in drawn[: HOLDOUT_SAMPLE if wanted is None else wanted][:most]:
+        data = images.encoded(int(index))
+        size += len(data)
+        if wanted is None and size > MAX_SAMPLE_BYTES:
+            break
+        sample[int(np.searchsorted(held_out, index))] = data
+    return sample
 
 
 def _reports(out: Path) -> tuple[Path, Path]:

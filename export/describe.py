@@ -13,6 +13,7 @@ from deploy.bundle.manifest import (
     FORMAT_VERSION,
     Accuracy,
     Golden,
+    Holdout,
     Manifest,
     TensorSpec,
     Variant,
@@ -31,6 +32,7 @@ def describe(
     target: Target,
     *,
     golden_names: tuple[str, ...],
+    sample_names: tuple[str, ...],
     width: int,
     index: ReferenceIndex | None,
     results: Mapping[Precision, VariantResult],
@@ -42,6 +44,7 @@ def describe(
         request: What was asked for.
         target: What it is for.
         golden_names: The files of the golden images.
+        sample_names: The files of the held-out images that the bundle carries.
         width: Of the model's output.
         index: Of an encoder.
         results: What was found of each variant.
@@ -73,12 +76,31 @@ def describe(
         provenance={**request.provenance, "exporter": _versions()},
         files=(),
         index=None if index is None else describe_index(index),
+        holdout=_holdout(sample_names, output_name(request), results),
     )
 
 
 def output_name(request: ExportRequest) -> str:
     """Return what the model's output is called."""
     return "logits" if request.references is None else "embedding"
+
+
+def _holdout(
+    names: tuple[str, ...], output: str, results: Mapping[Precision, VariantResult]
+) -> Holdout | None:
+    if not names:
+        return None
+    return Holdout(
+        count=len(names),
+        images=names,
+        labels="holdout/labels.npy",
+        outputs=f"holdout/{output}.npy",
+        net_lost={
+            precision: result.net_lost
+            for precision, result in results.items()
+            if result.net_lost is not None
+        },
+    )
 
 
 def _variant(precision: Precision, result: VariantResult, tolerance: AnyTolerance) -> Variant:

@@ -45,6 +45,7 @@ BUNDLE_MEMBERS = (
     MANIFEST_NAME,
     DIGEST_NAME,
     "golden",
+    "holdout",
     "index",
     "labels.txt",
     "licenses.txt",
@@ -152,10 +153,12 @@ def export_bundle(
     files = {precision: files[precision] for precision in request.precisions}
     results = {precision: results[precision] for precision in request.precisions}
 
+    sample = _sample_files(request)
     manifest = describe(
         request,
         target,
         golden_names=names,
+        sample_names=tuple(sample),
         width=width,
         index=judging.index,
         results=results,
@@ -164,6 +167,7 @@ def export_bundle(
     contents = {
         **{f"model.{precision}.onnx": file for precision, file in files.items()},
         **dict(zip(names, request.golden_images, strict=True)),
+        **sample,
         "golden/preprocessed.npy": _npy(inputs),
         f"golden/{output}.npy": _npy(judging.golden_outputs),
         "simplify.json": _json(simplified.report.to_json()),
@@ -177,11 +181,21 @@ def export_bundle(
         contents["labels.txt"] = "".join(f"{label}\n" for label in request.labels).encode()
     if judging.index is not None:
         contents |= index_contents(judging.index)
+    if request.holdout is not None and judging.sample_outputs is not None:
+        labels = [request.holdout[1][place] for place in sorted(request.sample)]
+        contents["holdout/labels.npy"] = _npy(np.asarray(labels, np.int64))
+        contents[f"holdout/{output}.npy"] = _npy(judging.sample_outputs)
     if request.golden_labels is not None:
         contents["golden/labels.npy"] = _npy(np.asarray(request.golden_labels, np.int64))
     on_stage(f"writing {destination}")
     written = write_bundle(destination, manifest, contents, force=force)
     return ExportResult(destination, written, simplified.report, results, ablation)
+
+
+def _sample_files(request: ExportRequest) -> dict[str, bytes]:
+    """Return the held-out images that the bundle carries, by their names there."""
+    encoded = (request.sample[place] for place in sorted(request.sample))
+    return {f"holdout/{i:04d}.{_extension(data)}": data for i, data in enumerate(encoded)}
 
 
 def _preprocess(

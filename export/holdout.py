@@ -68,7 +68,11 @@ class Holdout:
 
     def compare(self, run: Run, *, alter: Alter = lambda image: image) -> PairedAccuracy:
         """Compare a model's answers, to altered images perhaps, with the reference's."""
-        return compare_answers(self.answers(run, alter), self.reference, self.labels)
+        return self.judge(self.answers(run, alter))
+
+    def judge(self, logits: NDArray[np.float32]) -> PairedAccuracy:
+        """Compare (N, classes) logits with the reference's."""
+        return compare_answers(logits, self.reference, self.labels)
 
     def _batches(self, alter: Alter) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self.labels), _BATCH):

@@ -14,13 +14,13 @@ from deploy.bundle.manifest import Conformance
 from deploy.bundle.tolerance import AnyTolerance
 from deploy.errors import CheckFailedError
 from deploy.measure.compare import Comparison, compare
-from deploy.measure.paired import PairedAccuracy
+from deploy.measure.paired import PairedAccuracy, compare_answers
 from deploy.runtime.neighbours import ReferenceIndex
 from export.accuracy import GateVerdict, judge_accuracy
 from export.conformance import judge
 from export.gates import assert_exportable
 from export.holdout import Holdout, as_float
-from export.reference import embed_references, reference_outputs
+from export.reference import embed_references, image_outputs, reference_outputs
 from export.request import ExportRequest
 from export.resize_ablation import ResizeAblation, measure_resize
 from export.run_onnx import Run
@@ -41,6 +41,8 @@ class VariantResult:
         comparison: Its answers to the golden images beside those of the model in float64.
         paired: Its accuracy on the held-out images beside the model's; None without such images.
         verdict: What the gate said of that; None likewise.
+        net_lost: Of the held-out images that the bundle carries, those lost less those gained; None
+            if it carries none.
         speed: Its time beside fp32's; None for fp32, and where this host is not the target.
         details: How it was made: islands, calibration, layers left in float.
         seconds: To make and judge it.
@@ -51,6 +53,7 @@ class VariantResult:
     comparison: Comparison
     paired: PairedAccuracy | None
     verdict: GateVerdict | None
+    net_lost: int | None
     speed: Speed | None
     details: dict[str, Any]
     seconds: float
@@ -63,6 +66,7 @@ class VariantResult:
             "golden": self.comparison.to_json(),
             "accuracy": None if self.paired is None else self.paired.to_json(),
             "gate": None if self.verdict is None else self.verdict.to_json(),
+            "sample_net_lost": self.net_lost,
             "speed": None if self.speed is None else self.speed.to_json(),
             "details": self.details,
             "seconds": self.seconds,
@@ -74,6 +78,7 @@ class Judging:
 
     Attributes:
         golden_outputs: The model's, in float64, to the golden images.
+        sample_outputs: Likewise to the held-out images that the bundle carries, if it carries any.
         index: Of an encoder: its reference images.
         tolerances: Of the task.
         measure: What its accuracy is called.
@@ -105,7 +110,14 @@ class Judging:
             on_stage(f"asking the model for its answers to {len(labels)} held-out images")
             voting = {} if self.index is None else {"as_logits": self.index.vote_logits}
             self.holdout = Holdout(model, images, labels, request.preprocessing, **voting)
-        self._paired: dict[bytes, PairedAccuracy] = {}
+        self.sample_outputs: NDArray[np.float32] | None = None
+        if request.holdout is not None and request.sample:
+            on_stage(
+                f"asking it in float64 about the {len(request.sample)} that the bundle carries"
+            )
+            images = [request.holdout[0][place] for place in sorted(request.sample)]
+            self.sample_outputs = image_outputs(model, images, request.preprocessing)
+        self._logits: dict[bytes, NDArray[np.float32]] = {}
 
     def judge(
         self, precision: Precision, made: Made, *, fp32: bytes, begun: float
@@ -152,6 +164,7 @@ class Judging:
             comparison=comparison,
             paired=paired,
             verdict=verdict,
+            net_lost=self._net_lost(precision, made.file),
             speed=speed,
             details=made.details,
             seconds=time.perf_counter() - begun,
@@ -204,10 +217,23 @@ class Judging:
     def _accuracy(self, precision: Precision, file: bytes) -> PairedAccuracy | None:
         if self.holdout is None:
             return None
-        if file not in self._paired:
+        return self.holdout.judge(self._answers(self.holdout, precision, file))
+
+    def _net_lost(self, precision: Precision, file: bytes) -> int | None:
+        """Return how many of the bundle's own held-out images are lost, less those gained."""
+        if self.holdout is None or self.sample_outputs is None:
+            return None
+        outputs, places = self.sample_outputs, sorted(self.request.sample)
+        reference = outputs if self.index is None else self.index.vote_logits(outputs)
+        logits = self._answers(self.holdout, precision, file)[places]
+        paired = compare_answers(logits, reference, self.holdout.labels[places])
+        return paired.lost - paired.gained
+
+    def _answers(self, holdout: Holdout, precision: Precision, file: bytes) -> NDArray[np.float32]:
+        if file not in self._logits:
             run = open_variant(precision, file, self.target)
-            self._paired = {file: self.holdout.compare(run)}  # the last only: files are large
-        return self._paired[file]
+            self._logits = {file: holdout.answers(run)}  # the last only: files are large
+        return self._logits[file]
 
 
 def neighbours_text(comparison: Comparison, verdict: GateVerdict | None) -> str:

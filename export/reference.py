@@ -3,6 +3,8 @@
 float64, so that the same model gives the same bytes whatever machine and number of threads.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from export.holdout import as_float
 from export.request import References
 from export.trace import frozen_copy
 
-__all__ = ["embed_references", "reference_outputs"]
+__all__ = ["embed_references", "image_outputs", "reference_outputs"]
 
 _BATCH = 16
 _ALIKE = 1e-5  # of a cosine: below it, neighbours are in no order
@@ -25,6 +27,17 @@ _ALIKE = 1e-5  # of a cosine: below it, neighbours are in no order
 def reference_outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return (N, D) of a model for (N, 3, H, W)."""
     return _Reference(model)(inputs)
+
+
+def image_outputs(
+    model: nn.Module, images: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Return (N, D) of a model for decoded images, which are taken a few at a time."""
+    run, rows = _Reference(model), []
+    for start in range(0, len(images), _BATCH):
+        inputs = preprocess(images[start : start + _BATCH], preprocessing)
+        rows.append(run(as_float(inputs, preprocessing)))
+    return np.concatenate(rows)
 
 
 def embed_references(
@@ -46,12 +59,8 @@ def embed_references(
         BadInputError: An embedding has no direction, or all have the same one: neighbours would
             then say nothing, and nothing could be wrong with them.
     """
-    run, count = _Reference(model), len(references.images)
-    rows = []
-    for start in range(0, count, _BATCH):
-        inputs = preprocess(references.images[start : start + _BATCH], preprocessing)
-        rows.append(run(as_float(inputs, preprocessing)))
-    embeddings = np.concatenate(rows)
+    count = len(references.images)
+    embeddings = image_outputs(model, references.images, preprocessing)
     is_bad = ~(np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1))
     if is_bad.any():
         raise BadInputError(

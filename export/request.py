@@ -13,12 +13,20 @@ from export.calibrate import assert_disjoint, calibration_provenance
 from export.model_card import LICENSES
 from export.targets import Precision, Target, find_target
 
-__all__ = ["MIN_GOLDEN", "ExportRequest", "References", "check_precisions", "check_request"]
+__all__ = [
+    "MAX_SAMPLE",
+    "MIN_GOLDEN",
+    "ExportRequest",
+    "References",
+    "check_precisions",
+    "check_request",
+]
 
 # Latencies of so many images have a 90th percentile (device-side statistics want 64).
 MIN_GOLDEN = 64
 MAX_BATCH = 256
 MIN_CALIBRATION = 32
+MAX_SAMPLE = 2000  # a bundle has 4096 files at most
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class ExportRequest:
         golden_labels: Their classes; every class must occur.
         holdout: Decoded (h, w, 3) uint8 images that were not trained on, and their classes. They
             are taken a few at a time, so the sequence may decode when it is asked.
+        sample: Some of them, encoded, by their place among them: the bundle carries these, and the
+            device measures its accuracy on them.
         precisions: What the bundle is to hold; fp32 is made in any case: the others come from it.
         calibration: Encoded images like those trained on, none of them golden, nor held out, which
             is for the caller to see to; int8 needs them, and fp16 finds its ranges on them if they
@@ -71,6 +81,7 @@ class ExportRequest:
     golden_images: Sequence[bytes]
     golden_labels: Sequence[int] | None = None
     holdout: tuple[Sequence[NDArray[np.uint8]], Sequence[int]] | None = None
+    sample: Mapping[int, bytes] = field(default_factory=dict)
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: Sequence[bytes] = ()
     gates: Mapping[Precision, float] = field(default_factory=dict)
@@ -119,11 +130,24 @@ def check_request(request: ExportRequest) -> None:
     if request.holdout is not None:
         images, labels = request.holdout
         _check_classes("held-out", labels, count=len(images), classes=classes)
+    _check_sample(request)
     if request.references is not None:
         _check_references(request.references, request)
     target = find_target(request.target)
     check_precisions(target, request.precisions, calibration=request.calibration)
     _check_judgement(request)
+
+
+def _check_sample(request: ExportRequest) -> None:
+    held_out = 0 if request.holdout is None else len(request.holdout[1])
+    outside = [place for place in request.sample if not 0 <= place < held_out]
+    if outside or len(request.sample) > MAX_SAMPLE:
+        raise BadInputError(
+            f"a bundle carries at most {MAX_SAMPLE} of its held-out images",
+            found=f"{len(request.sample)} of {held_out}"
+            + (f", one at place {outside[0]}" if outside else ""),
+            remedy="carry fewer, or label the held-out images",
+        )
 
 
 def check_precisions(

@@ -139,8 +139,8 @@ class Holdout:
         count: How many images.
         images: Their files, encoded, in order.
         labels: File of a (count,) integer array.
-        outputs: File of the (count, classes) float32 logits of the model before export; of an
-            embedding the logarithms of the shares of the votes.
+        outputs: File of the (count, classes) logits or (count, D) embeddings, float32, of the model
+            before export, from float64.
         net_lost: By precision: how many of these images the variant lost at export, less those that
             it gained.
     """

@@ -91,7 +91,7 @@ def measure_holdout(
     if holdout is None or accuracy is None:  # the manifest has both or neither
         return None
     labels, reference = bundle.array(holdout.labels), bundle.array(holdout.outputs)
-    expected = (holdout.count, len(bundle.labels))
+    expected = (holdout.count, bundle.manifest.outputs[0].shape[-1])
     if (
         labels.dtype.kind not in "iu"
         or reference.dtype != np.float32
@@ -111,9 +111,10 @@ def measure_holdout(
         if on_progress is not None:
             on_progress(f"{place + 1} of {holdout.count} held-out images")
     outputs = np.concatenate(rows)
-    logits = outputs if index is None else index.vote_logits(outputs)
+    if index is not None:
+        outputs, reference = index.vote_logits(outputs), index.vote_logits(reference)
     allowed = _allowed(holdout, accuracy, precision=runner.precision, exact=exact)
-    return HoldoutReport(compare_answers(logits, reference, labels), accuracy.gate, allowed)
+    return HoldoutReport(compare_answers(outputs, reference, labels), accuracy.gate, allowed)
 
 
 def _allowed(holdout: Holdout, accuracy: Accuracy, *, precision: str, exact: bool) -> int:
