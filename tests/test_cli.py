@@ -1,10 +1,10 @@
 import argparse
 import json
 import re
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +108,14 @@ except SystemExit:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["infer", "--help"]])
 def test_help_starts_within_three_tenths_of_a_second_of_a_bare_interpreter(arguments):
+    # the processor's time: the clock's would be that of whatever else the machine does
     seconds = {"pass": [], EDGEREG.format(args=arguments): []}
     for _ in range(5):
         for code, samples in seconds.items():
-            started = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert run_python(code).returncode == 0
-            samples.append(time.perf_counter() - started)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            samples.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     bare, ours = map(statistics.median, seconds.values())
     assert ours - bare < 0.3, f"{ours:.2f} s against {bare:.2f} s"
 
