@@ -18,7 +18,7 @@ from deploy.runtime.runner import open_runner
 from edgereg.checkpoint import Checkpoint, load_backbone, save_checkpoint
 from edgereg.cli import main
 from edgereg.data.emoji10 import Emoji10
-from edgereg.data.images import open_images
+from edgereg.data.images import Subset, open_images
 from edgereg.errors import DataError
 from edgereg.models.zoo import ModelConfig, build_model
 from edgereg.recipe import Recipe
@@ -229,6 +229,19 @@ def test_a_reference_that_is_judged_on_as_well_is_left_out_and_that_is_said(root
     assert len(subject.references.images) == 496 - 248 and "248 reference images" in said[0]
     with pytest.raises(DataError, match="all 248 of"):
         encoder(root / "resnet", open_images(VAL), open_images(VAL), on_stage=said.append)
+
+
+def test_too_few_images_and_a_class_that_no_reference_has_are_refused(root):
+    images, said = open_images(VAL), []
+    with pytest.raises(DataError, match=r"64 at least are judged; found: .* has 127"):
+        encoder(root / "resnet", Subset(images, np.arange(127)), None, on_stage=said.append)
+    some = Subset(images, np.flatnonzero(images.labels > 0))
+    some.class_names = ("absent", *images.class_names[1:])
+    present = encoder(root / "resnet", some, open_images(TRAIN), on_stage=said.append)
+    assert present.labels.tolist() == some.labels.tolist()
+    some.class_names = (*images.class_names[:9], "absent")
+    with pytest.raises(DataError, match="has absent, and"):
+        encoder(root / "resnet", some, open_images(TRAIN), on_stage=said.append)
 
 
 @pytest.mark.parametrize(
