@@ -266,6 +266,16 @@ def test_a_link_that_is_called_like_a_leftover_is_not_followed(tmp_path):
 def fail_at(monkeypatch, count):
     """Let the disk be full at the given call that changes it."""
     calls = []
+
+    def failing(function):
+        def call(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == count:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*args, **kwargs)
+
+        return call
+
     places = [
         (publish.os, "fsync"),
         (publish.tempfile, "mkdtemp"),
@@ -276,14 +286,7 @@ def fail_at(monkeypatch, count):
         (publish.Path, "chmod"),
     ]
     for owner, name in places:
-
-        def failing(*args, _function=getattr(owner, name), **kwargs):
-            calls.append(1)
-            if len(calls) == count:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return _function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, failing)
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
 
 
 def test_a_disk_that_is_full_at_any_step_is_said_and_costs_nothing(old):

@@ -14,7 +14,7 @@ from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
 from deploy.runtime.tensors import batch_shape, check_batch, check_out, same_shape, shown_shape
 
-__all__ = ["OrtRunner"]
+__all__ = ["OrtRunner", "runtime_name"]
 
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -36,7 +36,7 @@ class OrtRunner:
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
         ort = _onnxruntime()
-        self.name = f"onnxruntime {ort.__version__} CPU"
+        self.name = f"{runtime_name()} CPU"
         self.precision = precision
         self.threads = 1 if threads is None else threads
         self._input = bundle.manifest.inputs[0]
@@ -85,6 +85,15 @@ class OrtRunner:
         """Free the session's memory."""
         self._binding = None
         self._session = None
+
+
+def runtime_name() -> str:
+    """ONNX Runtime and its version.
+
+    Raises:
+        BadInputError: It is missing.
+    """
+    return f"onnxruntime {_onnxruntime().__version__}"
 
 
 def _onnxruntime() -> Any:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
 from deploy.runtime.engines import chosen_precision, open_engine
+from deploy.runtime.first_load import assert_first_load
 from deploy.runtime.ort_runner import OrtRunner
 
 __all__ = ["BACKENDS", "Backend", "Runner", "open_runner"]
@@ -51,7 +52,8 @@ def open_runner(
 
     Raises:
         BadInputError: The bundle has no such variant, or the backend is missing or cannot load it.
-        CheckFailedError: An engine is not the one that was built here.
+        CheckFailedError: An engine is not the one that was built here; or the model made ONNX
+            Runtime fail at its first load, in a process of its own.
     """
     if precision is None:
         precision = "fp32" if backend == "onnxruntime" else chosen_precision(bundle)
@@ -62,6 +64,8 @@ def open_runner(
             f"{', '.join(sorted(bundle.manifest.variants))}",
             remedy="choose one with --precision, or export this one too",
         )
+    if backend == "onnxruntime":  # an engine's first load is its build
+        assert_first_load(bundle, precision)
     return BACKENDS[backend](bundle, precision, threads)
 
 
