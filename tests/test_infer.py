@@ -7,7 +7,7 @@ from deploy_bundle import golden_pixels, linear_onnx, write_small_bundle
 from deploy.errors import BadInputError, CheckFailedError
 from deploy.runtime.decode import encode_png
 from deploy.runtime.runner import open_runner
-from deploy.service import infer
+from deploy.service import pictures
 from deploy.service.infer import Prediction, Unreadable, classify
 
 
@@ -71,7 +71,7 @@ def test_a_missing_path_an_empty_folder_and_a_device_are_reported(bundle, images
 
 
 def test_a_file_too_large_to_be_an_image_is_not_read(bundle, images, monkeypatch):
-    monkeypatch.setattr(infer, "_MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(pictures, "_MAX_FILE_BYTES", 10)
     (result,) = run(bundle, images / "b.png")
     assert "may have 10 bytes" in result.error
 

@@ -38,7 +38,8 @@ class BenchResult:
         cpu: The processor's name.
         batch: How many images went through at a time.
         warmup: Images before the timed ones.
-        samples_ms: For each of STAGES and END_TO_END, every sample in order, in ms: one a batch.
+        samples_ms: For each of STAGES that was run, and END_TO_END, every sample in order, in ms:
+            one a batch.
         check: The sampled outputs against the golden ones.
         states: What the board said before, during and after it.
         validity: What that means for the figures.
@@ -62,6 +63,11 @@ class BenchResult:
     def count(self) -> int:
         """How many batches were timed."""
         return len(self.samples_ms[END_TO_END])
+
+    @property
+    def not_timed(self) -> tuple[str, ...]:
+        """Those of STAGES that were left out."""
+        return tuple(stage for stage in STAGES if stage not in self.samples_ms)
 
     @property
     def images_per_second(self) -> float:
@@ -138,7 +144,7 @@ def bench(
             if on_progress is not None:
                 limit = f"{count} images" if count is not None else f"{duration_s:g} s"
                 on_progress(f"{len(samples) * batch} images in {elapsed:.0f} s of {limit}")
-    stages = dict(zip(STAGES, zip(*samples, strict=True), strict=True))
+    stages = dict(zip(pipeline.stages, zip(*samples, strict=True), strict=True))
     return BenchResult(
         bundle=bundle.path.name,
         backend=runner.name,

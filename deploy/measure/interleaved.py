@@ -17,7 +17,7 @@ from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
 from deploy.measure.compare import Comparison
 from deploy.measure.monitor import Monitor, Validity, judge_states
-from deploy.measure.pipeline import END_TO_END, STAGES, Pipeline
+from deploy.measure.pipeline import END_TO_END, Pipeline
 from deploy.measure.statistics import Ratio, median_ratio
 from deploy.runtime.runner import Runner
 
@@ -25,7 +25,6 @@ __all__ = ["LEAST_ALTERNATIONS", "Contender", "Interleaved", "compare_speed"]
 
 LEAST_ALTERNATIONS = 20
 _BLOCK = 5  # images of one before the other's turn: the first finds the other's data in the cache
-_INFER = STAGES.index("infer")
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,8 @@ def compare_speed(
 def _block(pipeline: Pipeline) -> tuple[float, float]:
     """The median ms of an image, in the model and end to end."""
     samples = [pipeline.timed() for _ in range(_BLOCK)]
-    infer = statistics.median(stages[_INFER] for stages in samples)
+    place = pipeline.stages.index("infer")
+    infer = statistics.median(stages[place] for stages in samples)
     return infer, statistics.median(map(sum, samples))
 
 

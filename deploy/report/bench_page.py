@@ -128,11 +128,12 @@ def _latency_table(runs: Sequence[BenchResult]) -> str:
 
 
 def _stage_bars(runs: Sequence[BenchResult]) -> str:
+    stages = [stage for stage in STAGES if stage not in runs[0].not_timed]
     rows = [
-        (f"batch {run.batch}", [run.summaries_ms()[stage].mean / run.batch for stage in STAGES])
+        (f"batch {run.batch}", [run.summaries_ms()[stage].mean / run.batch for stage in stages])
         for run in runs
     ]
-    return bar_chart(rows, STAGES, title="time of each stage", x_label="mean ms per image")
+    return bar_chart(rows, stages, title="time of each stage", x_label="mean ms per image")
 
 
 def _run_plots(run: BenchResult) -> Iterable[str]:

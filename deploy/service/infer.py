@@ -1,24 +1,18 @@
-"""Answer to image files and folders, one image at a time, as they are found."""
+"""Answer to pictures, one at a time, as they come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from deploy.bundle.index import read_index
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
-from deploy.runtime.decode import IMAGE_SUFFIXES, decode, load_pillow
 from deploy.runtime.neighbours import Neighbour
 from deploy.runtime.postprocess import Guess, top_k
-from deploy.runtime.preprocess import preprocess
 from deploy.runtime.runner import Runner
+from deploy.service.pictures import Frame, Unreadable, read_frames
 
-__all__ = ["Prediction", "Retrieval", "Unreadable", "classify", "retrieve"]
-
-_MAX_FILE_BYTES = 256 << 20  # more than the largest allowed image takes without compression
+__all__ = ["Answer", "Prediction", "Retrieval", "Unreadable", "answer", "classify", "retrieve"]
 
 
 @dataclass(frozen=True)
@@ -41,114 +35,79 @@ class Retrieval:
     vote: tuple[Guess, ...]
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A path that gave no image, and why."""
+Answer = Prediction | Retrieval
 
-    path: Path
-    error: str
+
+def answer(
+    bundle: Bundle, runner: Runner, frames: Iterable[Frame | Unreadable], *, top_k_count: int
+) -> Iterator[tuple[Frame, Answer] | Unreadable]:
+    """Classify pictures, or find the nearest references of an encoder's bundle.
+
+    What is unreadable is passed on in its place.
+
+    Args:
+        bundle: The opened bundle.
+        runner: One of its variants, loaded.
+        frames: From one of the sources; each is answered before the next is taken.
+        top_k_count: How many classes, or neighbours, to report for each.
+
+    Raises:
+        BadInputError: The bundle has an index that cannot be used.
+        CheckFailedError: The model's output is not finite; an embedding is zero.
+    """
+    index = read_index(bundle)
+    for frame in frames:
+        if isinstance(frame, Unreadable):
+            yield frame
+            continue
+        output, path = runner(frame.tensor)[0], Path(frame.name)
+        if index is None:
+            yield frame, Prediction(path, top_k(output, bundle.labels, k=top_k_count))
+        else:
+            yield frame, Retrieval(path, *index.nearest(output, k=top_k_count))
 
 
 def classify(
     bundle: Bundle, runner: Runner, paths: Sequence[Path], *, top_k_count: int
 ) -> Iterator[Prediction | Unreadable]:
-    """Classify files, and the images in folders and their sub-folders, in sorted order.
-
-    An image that cannot be read is reported in its place, and does not stop the others. In a folder
-    only files with an image's suffix are taken; a file that is named itself always is.
-
-    Args:
-        bundle: The opened bundle.
-        runner: One of its variants, loaded.
-        paths: Files and folders.
-        top_k_count: How many classes to report for each image.
+    """Classify files, and the images in folders, as `read_frames` finds them.
 
     Raises:
-        BadInputError: Pillow is missing.
+        BadInputError: The bundle is an encoder's, or Pillow is missing.
         CheckFailedError: The model's output is not finite.
     """
-    for path, logits in _outputs(bundle, runner, paths):
-        if isinstance(logits, str):
-            yield Unreadable(path, logits)
+    frames = read_frames(paths, bundle.manifest.preprocessing)
+    for result in answer(bundle, runner, frames, top_k_count=top_k_count):
+        if isinstance(result, Unreadable):
+            yield result
+        elif isinstance(result[1], Prediction):
+            yield result[1]
         else:
-            yield Prediction(path, top_k(logits, bundle.labels, k=top_k_count))
+            raise BadInputError(
+                "classes are those of a classifier's bundle",
+                found=f"bundle '{bundle.path.name}' is an encoder's",
+                remedy="ask for its neighbours, or export the whole model",
+            )
 
 
 def retrieve(
     bundle: Bundle, runner: Runner, paths: Sequence[Path], *, top_k_count: int
 ) -> Iterator[Retrieval | Unreadable]:
-    """Find the reference images nearest to each image; files and folders are as in `classify`.
-
-    Args:
-        bundle: The opened bundle of an encoder.
-        runner: One of its variants, loaded.
-        paths: Files and folders.
-        top_k_count: How many neighbours, and classes, to report for each image.
+    """Find the reference images nearest to those that `read_frames` finds.
 
     Raises:
-        BadInputError: Pillow is missing, or the bundle has no index that can be used.
+        BadInputError: The bundle has no index that can be used, or Pillow is missing.
         CheckFailedError: The model's output is not finite, or zero.
     """
-    index = read_index(bundle)
-    if index is None:
-        raise BadInputError(
-            "neighbours are found in the index of an encoder's bundle",
-            found=f"bundle '{bundle.path.name}' is a classifier's",
-            remedy="classify with it, or export its backbone with --encoder",
-        )
-    for path, embedding in _outputs(bundle, runner, paths):
-        if isinstance(embedding, str):
-            yield Unreadable(path, embedding)
+    frames = read_frames(paths, bundle.manifest.preprocessing)
+    for result in answer(bundle, runner, frames, top_k_count=top_k_count):
+        if isinstance(result, Unreadable):
+            yield result
+        elif isinstance(result[1], Retrieval):
+            yield result[1]
         else:
-            yield Retrieval(path, *index.nearest(embedding, k=top_k_count))
-
-
-def _outputs(
-    bundle: Bundle, runner: Runner, paths: Sequence[Path]
-) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
-    """Yield the model's output for each image, or why there is none."""
-    load_pillow()  # if it is missing, this is not the fault of every single image
-    for path in paths:
-        for source in _sources(path, seen=set()):
-            if isinstance(source, Unreadable):
-                yield source.path, source.error
-                continue
-            try:
-                image = decode(_read(source), name=str(source))
-            except (BadInputError, OSError) as error:
-                yield source, str(error)
-                continue
-            yield source, runner(preprocess([image], bundle.manifest.preprocessing))[0]
-
-
-def _sources(path: Path, *, seen: set[Path]) -> Iterator[Path | Unreadable]:
-    if not path.is_dir():
-        yield path
-        return
-    if path.resolve() in seen:  # a link back up, which would never end
-        return
-    seen.add(path.resolve())
-    try:
-        children = sorted(path.iterdir())
-    except OSError as error:
-        yield Unreadable(path, str(error))
-        return
-    images = [c for c in children if c.is_dir() or c.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        yield Unreadable(path, f"no {', '.join(IMAGE_SUFFIXES)} in this folder")
-    for child in images:
-        yield from _sources(child, seen=seen)
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # missing; or a pipe, which could wait for ever
-        raise BadInputError(
-            "an image must be a file", found=f"'{path}' is not", remedy="check the path"
-        )
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise BadInputError(
-            f"an image file may have {_MAX_FILE_BYTES} bytes",
-            found=f"'{path}' has {path.stat().st_size}",
-            remedy="scale the image down first",
-        )
-    return path.read_bytes()
+            raise BadInputError(
+                "neighbours are found in the index of an encoder's bundle",
+                found=f"bundle '{bundle.path.name}' is a classifier's",
+                remedy="classify with it, or export its backbone with --encoder",
+            )

@@ -227,8 +227,10 @@ def _run_lines(run: "BenchResult") -> list[str]:
     )
     check = run.check
     outcome = "match the golden ones" if check.passed else "are WRONG: " + "; ".join(check.reasons)
+    not_timed = " and ".join(run.not_timed)
     return [
         table(rows),
+        *([f"{not_timed} are not timed: no Pillow here"] if not_timed else []),
         f"n = {run.count}, after {run.warmup} images of warm-up; {median}",
         f"{run.images_per_second:.1f} images/s, one batch of {run.batch} after the other",
         f"{check.count} of {run.count * run.batch} timed outputs were checked and {outcome}",

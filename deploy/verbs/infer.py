@@ -4,14 +4,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.terminal import printable
 from deploy.verbs.arguments import add_bundle_arguments, open_runner_of, positive_int
 
 if TYPE_CHECKING:
-    from deploy.service.infer import Prediction, Retrieval, Unreadable
+    from deploy.service.infer import Answer
+    from deploy.service.pictures import Unreadable
 
 __all__ = ["add_parser"]
 
@@ -26,7 +26,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "reported and does not stop the others; the exit code is then 2.",
     )
     add_bundle_arguments(infer, json_help="print one JSON object per line and image")
-    infer.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image or a folder")
+    infer.add_argument(
+        "paths",
+        nargs="+",
+        metavar="SOURCE",
+        help="an image, a folder, a pattern such as 'in/*.jpg', or an array (.npy)",
+    )
     infer.add_argument(
         "--top-k",
         type=positive_int,
@@ -38,28 +43,31 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _infer(args: argparse.Namespace) -> int:
-    from deploy.service.infer import Unreadable, classify, retrieve
+    from deploy.service.infer import answer
+    from deploy.service.pictures import Unreadable, expand, read_frames
 
     bundle, runner = open_runner_of(args)
-    answer = classify if bundle.manifest.index is None else retrieve
+    paths = [path for text in args.paths for path in expand(text)]
+    frames = read_frames(paths, bundle.manifest.preprocessing)
     width = max((len(printable(label)) for label in bundle.labels), default=0)
     count = unreadable = 0
-    for result in answer(bundle, runner, args.paths, top_k_count=args.top_k):
+    for result in answer(bundle, runner, frames, top_k_count=args.top_k):
         count += 1
         if isinstance(result, Unreadable):
             unreadable += 1
         if args.json:
-            print(json.dumps(_infer_document(result)), flush=True)
+            said = result if isinstance(result, Unreadable) else result[1]
+            print(json.dumps(_infer_document(said)), flush=True)
         elif isinstance(result, Unreadable):
             print(f"edgereg: {printable(result.error)}", file=sys.stderr)
         else:
-            print(f"{printable(str(result.path))}  {_infer_text(result, width)}", flush=True)
+            print(f"{printable(result[0].name)}  {_infer_text(result[1], width)}", flush=True)
     if unreadable:
         print(f"edgereg: {unreadable} of {count} could not be read", file=sys.stderr)
     return 2 if unreadable else 0
 
 
-def _infer_text(result: "Prediction | Retrieval", width: int) -> str:
+def _infer_text(result: "Answer", width: int) -> str:
     from deploy.service.infer import Prediction
 
     if isinstance(result, Prediction):
@@ -73,7 +81,7 @@ def _infer_text(result: "Prediction | Retrieval", width: int) -> str:
     return "  ".join((*votes, *nearest))
 
 
-def _infer_document(result: "Prediction | Retrieval | Unreadable") -> dict[str, Any]:
+def _infer_document(result: "Answer | Unreadable") -> dict[str, Any]:
     document = dataclasses.asdict(result) | {"path": str(result.path)}
     if "top" in document:
         document["top"] = [{"label": label, "probability": p} for label, p in document["top"]]
