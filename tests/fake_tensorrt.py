@@ -201,8 +201,13 @@ def make(version, cudart, *, dla_cores=0, ignores=(), flips=()):
                 shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
                 tensors[value.name] = ITensor(value.name, real[value.name], shape)
                 network._inputs.append(tensors[value.name])
+            floats = (trt.DataType.FLOAT, trt.DataType.HALF)
+            said = {
+                name: trt.DataType.FLOAT if kind in floats and not network._is_strong else kind
+                for name, kind in real.items()
+            }
             for name in sources:
-                tensors[name] = ITensor(name, real[name])
+                tensors[name] = ITensor(name, said[name])
                 layer = ILayer(name, trt.LayerType.CONSTANT, [], [tensors[name]], real[name])
                 network._layers.append(layer)
             for index, node in enumerate(graph.node):
@@ -210,9 +215,7 @@ def make(version, cudart, *, dla_cores=0, ignores=(), flips=()):
                     self._errors.append(ParserError(index, node))
                     return False
                 name = node.output[0]
-                is_float = real[name] in (trt.DataType.FLOAT, trt.DataType.HALF)
-                said = real[name] if network._is_strong or not is_float else trt.DataType.FLOAT
-                tensors[name] = ITensor(name, said)
+                tensors[name] = ITensor(name, said[name])
                 inputs = [tensors.get(given) for given in node.input]
                 kind = trt.LayerType[_LAYERS[node.op_type]]
                 network._layers.append(

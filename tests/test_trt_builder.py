@@ -213,6 +213,20 @@ def configs_of(trt):
     return seen
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_constant_takes_the_type_of_what_it_is_combined_with(style):
+    """In a weakly typed network a constant of fp16 may say that it is fp32."""
+    model = onnx.load_from_string(fp16_onnx())
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    index = list(model.graph.node).index(relu)
+    relu.output[0] = "before"
+    product = onnx.helper.make_node("Mul", ["factor", "before"], ["r16"], "stem/Mul")
+    model.graph.node.insert(index + 1, product)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float16([0.5]), "factor"))
+    built, _ = build(fake(style), "fp16", model=model.SerializeToString())
+    assert built.wanted["stem/Mul"] == "fp16"
+
+
 @pytest.mark.parametrize("allows", [False, True])
 @pytest.mark.parametrize("style", STYLES)
 def test_tf32_is_off_unless_it_is_asked_for(style, allows):

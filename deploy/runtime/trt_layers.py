@@ -1,9 +1,9 @@
 """Which type each layer is to compute in, and which type it was built in.
 
 What is wanted is read from the parsed network: types start at inputs, constants, casts and scales
-and flow from a layer's first floating input to its outputs. TensorRT 8.6 does not say so itself:
-there a tensor's type is float32 until somebody sets it. What was built is read from the engine's
-layer information, in which a layer carries the names of all that was fused into it.
+and flow from a layer's first floating input, constants last, to its outputs. Only a strongly typed
+network is sure to say them itself. What was built is read from the engine's layer information, in
+which a layer carries the names of all that was fused into it.
 
 A fused layer whose parts want one type must show this type in a tensor or in its weights; one that
 holds a cast or parts of several types proves nothing and is not judged.
@@ -75,6 +75,7 @@ def wanted_types(trt: Any, network: Any) -> dict[str, str]:
     own = {getattr(trt.LayerType, name) for name in _STATES_ITS_TYPE}
     weighted = {getattr(trt.LayerType, name) for name in _WEIGHTED}
     names = {getattr(trt.DataType, name): kind for name, kind in _FLOATS.items()}
+    constants: set[str] = set()
     types, dequantized, wanted = {}, set(), {}
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
@@ -92,11 +93,15 @@ def wanted_types(trt: Any, network: Any) -> dict[str, str]:
             kind = types.get(read[1])  # the scale's
             dequantized |= {tensor.name for tensor in outputs}
         else:
-            kind = next((types[name] for name in read if types.get(name)), None)
+            # A constant's own type may be in doubt, and is that of what it is combined with.
+            ordered = sorted(read, key=constants.__contains__)
+            kind = next((types[name] for name in ordered if types.get(name)), None)
         for tensor in outputs:
             reported = names.get(tensor.dtype)
             is_source = layer.type == trt.LayerType.CONSTANT or kind is None
             types[tensor.name] = reported if is_source or reported is None else kind
+        if layer.type == trt.LayerType.CONSTANT:
+            constants |= {tensor.name for tensor in outputs}
         if layer.type in own:
             wanted[layer.name] = "own"
         elif layer.type in weighted and read[0] in dequantized:
