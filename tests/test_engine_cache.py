@@ -175,7 +175,7 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "a"
     monkeypatch.delenv("EDGEREG_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "edgereg"
+    assert default_folder() == tmp_path / "edgereg/engines"
 
 
 def test_what_was_timed_comes_back_on_the_same_machine_only(cache):

@@ -108,10 +108,10 @@ class Unusable:
 
 
 def default_folder() -> Path:
-    """Return $EDGEREG_CACHE, else `edgereg` in the user's cache."""
+    """Return $EDGEREG_CACHE, else `edgereg/engines` in the user's cache."""
     if chosen := os.environ.get("EDGEREG_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgereg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgereg/engines"
 
 
 class EngineCache:
