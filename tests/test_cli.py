@@ -28,6 +28,7 @@ VERBS = (
     "verify",
     "bench",
     "infer",
+    "serve",
     "doctor",
     "report",
 )
