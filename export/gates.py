@@ -1,8 +1,14 @@
-"""Structural rules for an exported ONNX file, checked before anybody else reads it."""
+"""Rules for an exported ONNX file, checked before anybody else reads it.
+
+The target's own come first. Then the device's reader must take the file, onnx's checker, and our
+checks by schema: what is written here is not refused there.
+"""
 
 import onnx
 
+from deploy.bundle.onnx_structure import structural_problem
 from deploy.errors import CheckFailedError
+from export.schema_checks import schema_problems
 from export.targets import Target
 
 __all__ = ["assert_exportable"]
@@ -23,10 +29,15 @@ def assert_exportable(model: bytes, target: Target, *, max_batch: int = 1) -> No
     """
     proto = onnx.load_model_from_string(model)
     broken = [text for text in _violations(proto, target, max_batch) if text]
+    if not broken:
+        broken = [text for text in [structural_problem(model), _checker_complaint(proto)] if text]
+    if not broken:
+        broken = schema_problems(proto, max_batch=max_batch)
     if broken:
         raise CheckFailedError(
             f"an ONNX file for {target.name} is self-contained, of opset {target.opset} and of "
-            f"operators that {target.runtime} knows, and nothing but its batch size may be free",
+            f"operators that {target.runtime} knows, used as their schemas say, and nothing but "
+            "its batch size may be free",
             found="; ".join(broken),
             remedy="report it together with the model's code; nothing was exported",
         )
@@ -53,7 +64,6 @@ def _violations(proto: onnx.ModelProto, target: Target, max_batch: int) -> list[
         f"sites left by the simplification: {forbidden}" if forbidden else "",
         f"operators of other domains: {foreign}" if foreign else "",
         f"operators that {target.runtime} lacks: {', '.join(unknown)}" if unknown else "",
-        _checker_complaint(proto),
         *(_shape_violation(value, wanted) for value in [*graph.input, *graph.output]),
     ]
 
