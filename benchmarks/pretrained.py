@@ -14,7 +14,7 @@ __all__ = ["Job", "run"]
 RECIPES = Path(__file__).parent.parent / "recipes"
 # on top of recipes/ssl-cifar10.yaml; what each takes in about ten minutes on one core
 FLAGS: dict[str, list[str]] = {
-    "pirl": ["--pirl.temperature", "0.1"],
+    "pirl": ["--pirl.temperature", "0.1", "--pirl.heads", "mlp", "--epochs", "28"],
     "simclr": ["--simclr.temperature", "0.2"],
     "vicreg": [],
     "lejepa": [],

@@ -289,6 +289,17 @@ def test_every_form_learns_a_small_batch_by_heart(transform, heads):
     assert min(losses[-5:]) < losses[0] - 0.5
 
 
+def test_only_whole_images_reach_batchnorms_running_statistics():
+    pirl = method()
+    pirl.backbone.insert(1, nn.BatchNorm2d(8))
+    (images, patches), _ = batch()
+    pirl.embed_transformed(patches)
+    norm = pirl.backbone[1]
+    assert int(norm.num_batches_tracked) == 0 and torch.equal(norm.running_mean, torch.zeros(8))
+    pirl.embed_image(images)
+    assert int(norm.num_batches_tracked) == 1
+
+
 def test_the_rotation_has_no_head_for_patches():
     names = {name.partition(".")[0] for name, _ in method(transform="rotation").named_parameters()}
     assert names == {"backbone", "image_head", "transform_head"}

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from edgereg.errors import RecipeError
-from edgereg.regularize.sam import SamConfig, ascend, descend, hold_statistics
+from edgereg.regularize.batchnorm import hold_statistics
+from edgereg.regularize.sam import SamConfig, ascend, descend
 
 CURVATURE = torch.tensor([1.0, 4.0, 9.0])
 

@@ -23,6 +23,7 @@ __all__ = [
     "BatchNormConfig",
     "batchnorms",
     "configure_batchnorm",
+    "hold_statistics",
     "recompute_statistics",
     "restore_statistics",
     "save_statistics",
@@ -146,6 +147,25 @@ def restore_statistics(model: nn.Module, saved: list[Tensor]) -> None:
     """Set all running statistics to those that save_statistics returned, bit for bit."""
     for buffer, value in zip(_buffers(model), saved, strict=True):
         buffer.copy_(value)
+
+
+@contextmanager
+def hold_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics while the block runs: what it sees is not what use will bring.
+
+    A batch is normalised by its own statistics all the same.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    held = [(m, m.track_running_stats, m.running_mean, m.running_var) for m in norms if m.training]
+    for norm, *_ in held:
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, tracks, mean, variance in held:
+            norm.track_running_stats = tracks
+            norm.running_mean, norm.running_var = mean, variance
 
 
 class _Moments:

@@ -8,8 +8,7 @@ move by its size, e = rho * w^2 g / || |w| g || (Kwon et al., ASAM, 2102.11600, 
 it does not change when layers are rescaled.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from edgereg.errors import check_settings
 
-__all__ = ["SamConfig", "ascend", "descend", "hold_statistics"]
+__all__ = ["SamConfig", "ascend", "descend"]
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,3 @@ def descend(parameters: Sequence[nn.Parameter], before: Sequence[Tensor]) -> Non
         before: What `ascend` returned.
     """
     torch._foreach_copy_([p for p in parameters if p.grad is not None], list(before))
-
-
-@contextmanager
-def hold_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics while the block runs: the nearby point is no data.
-
-    A batch is normalised by its own statistics all the same.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = [(m, m.track_running_stats, m.running_mean, m.running_var) for m in norms if m.training]
-    for norm, *_ in held:
-        norm.track_running_stats = False
-        norm.running_mean = norm.running_var = None
-    try:
-        yield
-    finally:
-        for norm, tracks, mean, variance in held:
-            norm.track_running_stats = tracks
-            norm.running_mean, norm.running_var = mean, variance

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgereg.errors import check_settings
+from edgereg.regularize.batchnorm import hold_statistics
 from edgereg.ssl.gather import mean_over_processes
 from edgereg.ssl.jigsaw import GRID, jigsaw_views
 from edgereg.ssl.memory_bank import MemoryBank
@@ -153,7 +154,9 @@ class Pirl(Method):
         """Return g(v_It), (B, dim) of unit length, from images, or from patches (B, 9, 3, p, p)."""
         if self.patch_head is None:
             return F.normalize(self.transform_head(self._features(transformed)), dim=1)
-        pieces = self.transform_head(self._features(transformed.flatten(0, 1)))
+        with hold_statistics(self.backbone):  # in use it will see whole images
+            features = self._features(transformed.flatten(0, 1))
+        pieces = self.transform_head(features)
         return F.normalize(self.patch_head(pieces.reshape(len(transformed), -1)), dim=1)
 
     def _features(self, images: Tensor) -> Tensor:

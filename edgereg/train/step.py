@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from edgereg.recipe import Recipe
-from edgereg.regularize.batchnorm import restore_statistics, save_statistics
-from edgereg.regularize.sam import ascend, descend, hold_statistics
+from edgereg.regularize.batchnorm import (
+    hold_statistics,
+    restore_statistics,
+    save_statistics,
+)
+from edgereg.regularize.sam import ascend, descend
 from edgereg.train.distributed import World
 
 __all__ = ["Loss", "Part", "Place", "Step", "Stepper"]
