@@ -35,9 +35,16 @@ class SlowRunner:
 
     def __init__(self, inner):
         self._inner, self.leave, self.sizes = inner, threading.Event(), []
+        self.entered = threading.Event()
         self.leave.set()
 
+    def hold(self):
+        """Let nothing through, from here on."""
+        self.leave.clear()
+        self.entered.clear()
+
     def __call__(self, batch, *, out=None):
+        self.entered.set()
         self.leave.wait(20)
         self.sizes.append(len(batch))
         return self._inner(batch)
@@ -228,10 +235,10 @@ def wait_for(holds, seconds=10):
 
 def test_requests_together_share_a_batch_and_one_too_many_is_refused(bundle):
     with service_of(bundle, queue_size=4) as service:
-        service.runner.leave.clear()
+        service.runner.hold()
         batcher = service._model.batcher
         first, _ = in_threads(1, lambda _: ask(service, "POST", INFER, request_body()))
-        wait_for(lambda: batcher.silence_s > 0.05 and batcher.depth == 0)
+        assert service.runner.entered.wait(10)
         others, results = in_threads(4, lambda _: ask(service, "POST", INFER, request_body()))
         wait_for(lambda: batcher.depth == 4)
         status, headers, _ = ask(service, "POST", INFER, request_body())
@@ -248,9 +255,9 @@ def test_requests_together_share_a_batch_and_one_too_many_is_refused(bundle):
 
 def test_a_stop_answers_what_was_taken_and_takes_nothing_more(bundle):
     with service_of(bundle) as service:
-        service.runner.leave.clear()
+        service.runner.hold()
         taken, results = in_threads(1, lambda _: ask(service, "POST", INFER, request_body()))
-        wait_for(lambda: service._server._active == 1)
+        assert service.runner.entered.wait(10)
         stopping, drained = in_threads(1, lambda _: service.stop())
         wait_for(lambda: service._is_stopping)
         assert not service.is_ready
@@ -264,9 +271,9 @@ def test_a_stop_answers_what_was_taken_and_takes_nothing_more(bundle):
 
 def test_a_stop_that_cannot_wait_says_so(bundle):
     with service_of(bundle, drain_s=0.2) as service:
-        service.runner.leave.clear()
+        service.runner.hold()
         in_threads(1, lambda _: ask(service, "POST", INFER, request_body()))
-        wait_for(lambda: service._server._active == 1)
+        assert service.runner.entered.wait(10)
         assert service.stop() is False
 
 
@@ -323,16 +330,17 @@ def test_batches_are_never_too_large_and_every_row_comes_back_to_who_sent_it(bat
 
 
 def test_an_answer_that_comes_too_late_is_not_waited_for_nor_computed(batcher):
-    leave, seen = threading.Event(), []
+    entered, leave, seen = threading.Event(), threading.Event(), []
 
     def run(batch):
+        entered.set()
         leave.wait(10)
         seen.append(len(batch))
         return batch
 
     work = batcher(run, max_batch=1)
     threads, _ = in_threads(1, lambda _: work.infer(np.zeros(1), timeout_s=10))
-    wait_for(lambda: work.silence_s > 0.05 and work.depth == 0)
+    assert entered.wait(10)
     with pytest.raises(LateError):
         work.infer(np.zeros(1), timeout_s=0.05)
     leave.set()
@@ -344,10 +352,16 @@ def test_an_answer_that_comes_too_late_is_not_waited_for_nor_computed(batcher):
 
 
 def test_a_full_queue_refuses_at_once(batcher):
-    leave = threading.Event()
-    work = batcher(lambda batch: (leave.wait(10), batch)[1], queue_size=1, max_batch=1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def run(batch):
+        entered.set()
+        leave.wait(10)
+        return batch
+
+    work = batcher(run, queue_size=1, max_batch=1)
     threads, _ = in_threads(1, lambda _: work.infer(np.zeros(1), timeout_s=10))
-    wait_for(lambda: work.silence_s > 0.05 and work.depth == 0)
+    assert entered.wait(10)
     more, _ = in_threads(1, lambda _: work.infer(np.zeros(1), timeout_s=10))
     wait_for(lambda: work.depth == 1)
     with pytest.raises(FullError):
