@@ -18,7 +18,7 @@ from deploy_bundle import (
 )
 
 from deploy.bundle.index import index_contents, read_index
-from deploy.bundle.manifest import manifest_from_bytes, manifest_to_bytes
+from deploy.bundle.manifest_json import manifest_from_bytes, manifest_to_bytes
 from deploy.bundle.read import open_bundle
 from deploy.bundle.write import digest_line, write_bundle
 from deploy.errors import BadInputError, CheckFailedError, TamperedBundleError

@@ -25,7 +25,7 @@ from export_models import randomized, small_cnn
 from PIL import Image
 
 import deploy
-from deploy.bundle.manifest import manifest_from_bytes, manifest_to_bytes
+from deploy.bundle.manifest_json import manifest_from_bytes, manifest_to_bytes
 from deploy.bundle.read import open_bundle
 from deploy.bundle.write import write_bundle
 from deploy.errors import BadInputError

@@ -4,15 +4,8 @@ import json
 import pytest
 from deploy_bundle import bundle_parts
 
-from deploy.bundle.manifest import (
-    Accuracy,
-    FileEntry,
-    TensorSpec,
-    Tolerance,
-    check_file_names,
-    manifest_from_bytes,
-    manifest_to_bytes,
-)
+from deploy.bundle.manifest import Accuracy, FileEntry, TensorSpec, Tolerance, check_file_names
+from deploy.bundle.manifest_json import manifest_from_bytes, manifest_to_bytes
 from deploy.errors import BadInputError
 
 MANIFEST, _ = bundle_parts()

@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from deploy.bundle.file_names import file_name_problem
+from deploy.bundle.manifest import Manifest
 from deploy.bundle.tolerance import EmbeddingTolerance, Tolerance
-
-if TYPE_CHECKING:
-    from deploy.bundle.manifest import Manifest
 
 __all__ = ["first_problem"]
 
@@ -21,7 +18,7 @@ _Check = tuple[object, str]
 """What must hold, and what to say if it does not."""
 
 
-def first_problem(manifest: "Manifest") -> str | None:
+def first_problem(manifest: Manifest) -> str | None:
     """Say what contradicts itself, or nothing."""
     groups = (_task, _tensors, _variants, _accuracies, _holdout, _files)
     broken = (said for group in groups for holds, said in group(manifest) if not holds)
@@ -29,7 +26,7 @@ def first_problem(manifest: "Manifest") -> str | None:
     return next(broken, None) or file_name_problem(listed or sorted(_used(manifest)))
 
 
-def _task(manifest: "Manifest") -> Iterator[_Check]:
+def _task(manifest: Manifest) -> Iterator[_Check]:
     labels, index = manifest.labels, manifest.index
     is_embedding = manifest.task == "embedding"
     yield _NAME.fullmatch(manifest.name), f"the name {manifest.name!r}, not of [A-Za-z0-9._-]"
@@ -48,7 +45,7 @@ def _task(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
-def _tensors(manifest: "Manifest") -> Iterator[_Check]:
+def _tensors(manifest: Manifest) -> Iterator[_Check]:
     spec, tensors = manifest.preprocessing, (*manifest.inputs, *manifest.outputs)
     first = 1 if manifest.max_batch == 1 else "batch"
     yield len(manifest.inputs) == len(manifest.outputs) == 1, "not one input and one output"
@@ -81,7 +78,7 @@ def _tensors(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
-def _variants(manifest: "Manifest") -> Iterator[_Check]:
+def _variants(manifest: Manifest) -> Iterator[_Check]:
     variants, golden = manifest.variants, manifest.golden
     tolerances = [variant.tolerance for variant in variants.values()]
     kind = Tolerance if manifest.task == "classification" else EmbeddingTolerance
@@ -108,7 +105,7 @@ def _limits(tolerance: Tolerance | EmbeddingTolerance) -> tuple[float, ...]:
     return tolerance.max_scaled_error, tolerance.min_cosine, tolerance.min_neighbour_agreement
 
 
-def _accuracies(manifest: "Manifest") -> Iterator[_Check]:
+def _accuracies(manifest: Manifest) -> Iterator[_Check]:
     measured = [v.accuracy for v in manifest.variants.values() if v.accuracy is not None]
     yield (
         all(0 <= a.top1 <= 1 and a.count > 0 for a in measured),
@@ -131,7 +128,7 @@ def _accuracies(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
-def _holdout(manifest: "Manifest") -> Iterator[_Check]:
+def _holdout(manifest: Manifest) -> Iterator[_Check]:
     holdout, variants = manifest.holdout, manifest.variants
     if holdout is None:
         return
@@ -150,7 +147,7 @@ def _holdout(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
-def _files(manifest: "Manifest") -> Iterator[_Check]:
+def _files(manifest: Manifest) -> Iterator[_Check]:
     listed, used = [entry.path for entry in manifest.files], _used(manifest)
     yield listed == sorted(listed), "files that are not sorted by path"
     yield (
@@ -167,7 +164,7 @@ def _files(manifest: "Manifest") -> Iterator[_Check]:
     )
 
 
-def _used(manifest: "Manifest") -> set[str]:
+def _used(manifest: Manifest) -> set[str]:
     golden, index, holdout = manifest.golden, manifest.index, manifest.holdout
     used = {golden.preprocessed, golden.outputs, golden.labels, *golden.images}
     used |= {variant.file for variant in manifest.variants.values()}

@@ -22,13 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import strict_json
-from deploy.bundle.manifest import (
-    DIGEST_NAME,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    manifest_from_bytes,
-)
+from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
+from deploy.bundle.manifest_json import manifest_from_bytes
 from deploy.bundle.onnx_structure import check_structure
 from deploy.bundle.write import digest_line
 from deploy.errors import BadInputError, TamperedBundleError

@@ -5,14 +5,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.bundle.manifest import (
-    DIGEST_NAME,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    check_file_names,
-    manifest_to_bytes,
-)
+from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest, check_file_names
+from deploy.bundle.manifest_json import manifest_to_bytes
 from deploy.errors import BadInputError
 from deploy.publish import publish_directory
 
