@@ -63,11 +63,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Model:
-    """A loaded, warm model."""
+    """A loaded, warm model.
+
+    Attributes:
+        bundle: What it is of.
+        runner: What computes it.
+        batcher: Its thread.
+        places: One for each request that may be read, wait or be computed. Without them those that
+            are still being parsed would be a second queue, as long as there are connections.
+    """
 
     bundle: Bundle
     runner: Runner
     batcher: Batcher
+    places: threading.Semaphore
 
 
 class Service:
@@ -130,7 +139,8 @@ class Service:
             queue_size=self.limits.queue_size,
             metrics=self.metrics,
         )
-        self._model = _Model(bundle, runner, batcher)
+        places = threading.Semaphore(self.limits.queue_size + most)
+        self._model = _Model(bundle, runner, batcher, places)
         notify("READY=1")
 
     def wait(self, stop: threading.Event) -> None:
@@ -214,6 +224,14 @@ class Service:
     def _infer(self, model: _Model, request: Request) -> Reply:
         if self._is_stopping:
             return _unavailable("the service is stopping")
+        if not model.places.acquire(blocking=False):
+            return _unavailable(f"{self.limits.queue_size} requests wait already")
+        try:
+            return self._computed(model, request)
+        finally:
+            model.places.release()
+
+    def _computed(self, model: _Model, request: Request) -> Reply:
         manifest = model.bundle.manifest
         asked = parse_infer(
             request.body,
