@@ -65,6 +65,9 @@ class Method(nn.Module):
             indices: (B,) int64, of the images in the data set.
         """
 
-    def project(self, features: Tensor) -> Tensor:
-        """Return what the loss sees of features (B, feature_dim): where a collapse begins."""
-        return features
+    def project(self, features: Tensor) -> Tensor | None:
+        """Return what a head makes of features (B, feature_dim), where a collapse begins.
+
+        None where the loss sees something else.
+        """
+        return None

@@ -84,7 +84,7 @@ def pretrain_run(
             return run
         shown = None if watch is None else read_pixels(watch, spec, run.bar)
 
-        epoch = 0
+        epoch, per_epoch = 0, steps_per_epoch(len(images), recipe.batch_size)
 
         def begin_epoch(share: float) -> None:
             nonlocal epoch
@@ -92,23 +92,26 @@ def pretrain_run(
             placement.at(share)
 
         @torch.inference_mode()
-        def projected(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        def projected(features: NDArray[np.float32]) -> NDArray[np.float32] | None:
             on_device = torch.from_numpy(features).to(run.world.device)
-            answer: NDArray[np.float32] = objective.method.project(on_device).cpu().numpy()
-            return answer
+            answer = objective.method.project(on_device)
+            return None if answer is None else answer.cpu().numpy()
 
         def measure() -> Mapping[str, float]:
             features = predict(model.backbone, run.pixels, spec, indices=chosen)
-            found, seen = spread(features), spread(projected(features))
-            if (epoch + 1) * steps_per_epoch(len(images), recipe.batch_size) >= _SETTLED:
-                check_spread(found, what="the features", least_std=_LEAST_STD)
-                check_spread(seen, what="the head's answers", least_std=_LEAST_HEAD_STD)
-            measured = {
-                "std": found.relative_std,
-                "rank": found.effective_rank,
-                "head_std": seen.relative_std,
-                "head_rank": seen.effective_rank,
-            }
+            is_settled = (epoch + 1) * per_epoch >= _SETTLED
+            measured = {}
+            for prefix, what, seen, least in (
+                ("", "the features", features, _LEAST_STD),
+                ("head_", "the head's answers", projected(features), _LEAST_HEAD_STD),
+            ):
+                if seen is None:
+                    continue
+                found = spread(seen)
+                if is_settled:
+                    check_spread(found, what=what, least_std=least)
+                measured[f"{prefix}std"] = found.relative_std
+                measured[f"{prefix}rank"] = found.effective_rank
             if watch is not None and shown is not None and labels is not None:
                 few = evenly(labels, min(_WATCHED, len(labels)))
                 features = predict(model.backbone, shown, spec, indices=few)
