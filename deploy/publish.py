@@ -21,7 +21,14 @@ from pathlib import Path
 
 from deploy.errors import BadInputError
 
-__all__ = ["check_free", "check_new_file", "publish_bytes", "publish_directory", "publish_text"]
+__all__ = [
+    "check_free",
+    "check_new_file",
+    "flush_tree",
+    "publish_bytes",
+    "publish_directory",
+    "publish_text",
+]
 
 _STAGING = ".staging-edgereg-"  # no other program's
 _ASIDE = f"{_STAGING}old-"
@@ -103,7 +110,7 @@ def publish_directory(
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp's 0700 would hide the result from a service's user
-        _flush_tree(staging)
+        flush_tree(staging)
         # Again: somebody may have written there in the meantime.
         check_free(destination, force=force, members=members)
         _swap(staging, destination)
@@ -152,6 +159,13 @@ def publish_bytes(path: Path, data: bytes) -> None:
         staging.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def flush_tree(root: Path, *, only_itself: bool = False) -> None:
+    """Force all files and folders below a folder to disk; or only its own entries."""
+    for path in () if only_itself else sorted(root.rglob("*")):
+        _flush(path)
+    _flush(root)
 
 
 def _swap(staging: Path, destination: Path) -> None:
@@ -233,12 +247,6 @@ def _remove_leftover(path: Path) -> None:
                 old.rename(path.parent / old.name)
                 _flush(path.parent)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush_tree(root: Path) -> None:
-    for path in sorted(root.rglob("*")):
-        _flush(path)
-    _flush(root)
 
 
 def _flush(path: Path) -> None:

@@ -164,6 +164,8 @@ def test_what_is_not_there_is_refused_in_json(service, method, path, status):
     [
         (b"nonsense\r\n\r\n", 400),
         (b"GET /v2\r\n\r\n", 400),
+        (b"\r\nGET /v2 HTTP/1.0\r\n\r\n", 200),
+        (b"\n\r\n", 400),
         (b"GET /v2 HTTP/3.0\r\n\r\n", 505),
         (b"GET /v2 HTTP/x\r\n\r\n", 400),
         (b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n", 414),
@@ -178,9 +180,9 @@ def test_what_is_not_there_is_refused_in_json(service, method, path, status):
         (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 415),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     ],
-    ids=range(15),
+    ids=range(17),
 )
-def test_what_is_no_http_is_refused_with_a_status(service, data, status):
+def test_every_request_is_answered_with_a_status_line(service, data, status):
     said = raw(service, data)
     head = re.match(rb"HTTP/1.1 (\d+) [^\r]*\r\n", said)
     assert head and int(head[1]) == status and b"Connection: close" in said

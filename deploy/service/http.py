@@ -179,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection, self.raw_requestline = True, b""
         try:
             line = self.rfile.readline(65537)
-            if not line or line in (b"\r\n", b"\n"):
+            if line in (b"\r\n", b"\n"):  # one is passed over: RFC 9112, section 2.2
+                line = self.rfile.readline(65537)
+            if not line:
                 return
             self.raw_requestline = line
             if len(line) > 65536:
