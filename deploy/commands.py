@@ -5,12 +5,12 @@ Only the parsers are made here at start; numpy and the backends are imported by 
 
 import argparse
 
-from deploy.verbs import bench, build, doctor, infer, serve, verify
+from deploy.verbs import bench, build, doctor, infer, install, serve, verify
 from deploy.verbs.arguments import positive_int
 
 __all__ = ["add_commands", "positive_int"]
 
-VERBS = (build, verify, bench, infer, serve, doctor)
+VERBS = (build, verify, bench, infer, serve, install, doctor)
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -29,6 +29,7 @@ VERBS = (
     "bench",
     "infer",
     "serve",
+    "install",
     "doctor",
     "report",
 )

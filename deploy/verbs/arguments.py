@@ -20,9 +20,17 @@ __all__ = [
 ]
 
 
-def add_bundle_arguments(parser: argparse.ArgumentParser, *, json_help: str) -> None:
+def add_bundle_arguments(
+    parser: argparse.ArgumentParser, *, json_help: str, is_optional: bool = False
+) -> None:
     """Add the bundle, what runs it, and --json."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a directory made by export")
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        nargs="?" if is_optional else None,
+        help="a directory made by export",
+    )
     parser.add_argument(
         "--backend",
         choices=("onnxruntime", "tensorrt"),
