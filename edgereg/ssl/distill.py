@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgereg.errors import check_settings
 from edgereg.ssl.gather import gather
-from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.method import Method, Setup, View, full_precision
 
 __all__ = ["Distill", "DistillConfig", "distillation_loss", "queue_size"]
 
@@ -104,7 +104,8 @@ class Distill(Method):
         answer = F.normalize(self.project(self.backbone(shown)).float(), dim=1)
         self._remember(gather(told))
         known = self.queue[: int(self.filled)]
-        return distillation_loss(answer, told, known, temperature=self._config.temperature)
+        with full_precision(answer.device):
+            return distillation_loss(answer, told, known, temperature=self._config.temperature)
 
     @torch.no_grad()
     def _remember(self, told: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgereg.errors import check_settings
 from edgereg.ssl.gather import gather_with_gradient
-from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.method import Method, Setup, View, full_precision
 from edgereg.ssl.projector import projector
 
 __all__ = ["LeJepa", "LeJepaConfig", "lejepa_loss", "sigreg"]
@@ -87,7 +87,8 @@ class LeJepa(Method):
         projected = self.project(self.backbone(views[0])).float()
         projected = projected.reshape(self._config.views, len(indices), -1)
         slices = torch.randn(self._config.dim, self._config.slices, device=projected.device)
-        return lejepa_loss(projected, F.normalize(slices, dim=0), weight=self._config.weight)
+        with full_precision(projected.device):
+            return lejepa_loss(projected, F.normalize(slices, dim=0), weight=self._config.weight)
 
 
 def lejepa_loss(projected: Tensor, slices: Tensor, *, weight: float) -> Tensor:

@@ -34,9 +34,9 @@ class MemoryBank(nn.Module):
 
         Args:
             indices: (B,) int64, distinct, also from those of the other processes.
-            embeddings: (B, dim), unit length.
+            embeddings: (B, dim) float32, unit length.
         """
-        indices, embeddings = gather(indices), gather(embeddings.float())
+        indices, embeddings = gather(indices), gather(embeddings)
         before = self.rows[indices]
         moved = F.normalize(torch.lerp(embeddings, before, self.momentum), dim=1)
         # a step that is skipped because something is no number must leave no trace

@@ -2,14 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from edgereg.augment.chain import Chain
 from edgereg.augment.draws import Draws
 
-__all__ = ["Method", "Setup", "View"]
+__all__ = ["Method", "Setup", "View", "full_precision"]
 
 View = Callable[[int], Draws]
 """Gives view number n of a batch its draws; those of two views are independent."""
@@ -58,7 +60,7 @@ class Method(nn.Module):
 
     @abstractmethod
     def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
-        """Return the mean loss, a scalar; called under autocast, it casts to float32 itself.
+        """Return the mean loss, a scalar, in float32; called under autocast, see full_precision.
 
         Args:
             views: As `views` returned them.
@@ -71,3 +73,8 @@ class Method(nn.Module):
         None where the loss sees something else.
         """
         return None
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for a loss: autocast would round the products of float32 tensors, too."""
+    return torch.autocast(device.type, enabled=False)

@@ -31,7 +31,7 @@ from edgereg.regularize.batchnorm import hold_statistics
 from edgereg.ssl.gather import mean_over_processes
 from edgereg.ssl.jigsaw import GRID, jigsaw_views
 from edgereg.ssl.memory_bank import MemoryBank
-from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.method import Method, Setup, View, full_precision
 from edgereg.ssl.projector import projector
 
 __all__ = ["Pirl", "PirlConfig", "infonce", "nce"]
@@ -140,24 +140,26 @@ class Pirl(Method):
         drawn = self.bank.draw(count)
         negatives, own = self.bank.rows[drawn], drawn[None, :] == indices[:, None]
         weight = config.transform_weight
-        loss = weight * self._contrast(by_transform, positives, negatives, own) + (
-            1 - weight
-        ) * self._contrast(by_image, positives, negatives, own)
+        # exp(1 / 0.07) = 1.6e6 has no place in half precision
+        with full_precision(by_image.device):
+            loss = weight * self._contrast(by_transform, positives, negatives, own) + (
+                1 - weight
+            ) * self._contrast(by_image, positives, negatives, own)
         self.bank.update(indices, by_image)
         return loss
 
     def embed_image(self, images: Tensor) -> Tensor:
         """Return f(v_I), (B, dim) of unit length, from images (B, 3, H, W)."""
-        return F.normalize(self.project(self._features(images)), dim=1)
+        return F.normalize(self.project(self._features(images)).float(), dim=1)
 
     def embed_transformed(self, transformed: Tensor) -> Tensor:
         """Return g(v_It), (B, dim) of unit length, from images, or from patches (B, 9, 3, p, p)."""
         if self.patch_head is None:
-            return F.normalize(self.transform_head(self._features(transformed)), dim=1)
+            return F.normalize(self.transform_head(self._features(transformed)).float(), dim=1)
         with hold_statistics(self.backbone):  # in use it will see whole images
             features = self._features(transformed.flatten(0, 1))
         pieces = self.transform_head(features)
-        return F.normalize(self.patch_head(pieces.reshape(len(transformed), -1)), dim=1)
+        return F.normalize(self.patch_head(pieces.reshape(len(transformed), -1)).float(), dim=1)
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
@@ -172,8 +174,6 @@ class Pirl(Method):
     def _contrast(
         self, embeddings: Tensor, positives: Tensor, negatives: Tensor, own: Tensor
     ) -> Tensor:
-        # exp(1 / 0.07) = 1.6e6 has no place in half precision
-        embeddings = embeddings.float()
         positive = (embeddings * positives).sum(dim=1) / self._config.temperature
         others = embeddings @ negatives.T / self._config.temperature
         if self._config.loss == "infonce":

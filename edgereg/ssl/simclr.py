@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgereg.errors import check_settings
 from edgereg.ssl.gather import gather_with_gradient, rank
-from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.method import Method, Setup, View, full_precision
 from edgereg.ssl.projector import projector
 
 __all__ = ["SimClr", "SimClrConfig", "nt_xent"]
@@ -68,7 +68,8 @@ class SimClr(Method):
     def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
         """Return NT-Xent, a scalar."""
         first, second = self.project(self.backbone(views[0])).float().chunk(2)
-        return nt_xent(first, second, temperature=self._config.temperature)
+        with full_precision(first.device):
+            return nt_xent(first, second, temperature=self._config.temperature)
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgereg.errors import check_settings
 from edgereg.ssl.gather import gather_with_gradient
-from edgereg.ssl.method import Method, Setup, View
+from edgereg.ssl.method import Method, Setup, View, full_precision
 from edgereg.ssl.projector import projector
 
 __all__ = ["VicReg", "VicRegConfig", "vicreg_loss"]
@@ -77,7 +77,8 @@ class VicReg(Method):
     def forward(self, views: tuple[Tensor, ...], indices: Tensor) -> Tensor:
         """Return VICReg's loss, a scalar."""
         first, second = self.project(self.backbone(views[0])).float().chunk(2)
-        return vicreg_loss(first, second, self._config)
+        with full_precision(first.device):
+            return vicreg_loss(first, second, self._config)
 
 
 def vicreg_loss(first: Tensor, second: Tensor, config: VicRegConfig) -> Tensor:
