@@ -90,13 +90,22 @@ def test_the_teacher_is_not_trained_and_no_part_of_the_state():
     }
 
 
-def test_an_embedding_that_is_no_number_stays_out_of_the_queue():
+@pytest.mark.parametrize(("taken", "filled"), [(False, 4), (True, 12)])
+def test_what_a_step_left_in_the_queue_is_taken_back_together_or_not_at_all(taken, filled):
+    distill, _ = method()
+    distill(distill.views(images(), draws(4)), torch.arange(4))
+    distill.end_step(taken=True)
+    before = distill.queue.clone()
+    for seed in (1, 2):
+        distill(distill.views(images(seed=seed), draws(4)), torch.arange(4))
+    distill.end_step(taken=taken)
+    assert torch.equal(distill.queue, before) != taken and int(distill.filled) == filled
+
+
+def test_a_teachers_answer_that_is_no_number_gives_no_loss():
     distill, _ = method()
     shown, told = distill.views(images(), draws(4))
-    distill((shown, told), torch.arange(4))
-    before = distill.queue.clone()
-    distill((shown, told * float("nan")), torch.arange(4))
-    assert torch.equal(distill.queue, before) and int(distill.filled) == 4
+    assert distill((shown, told * float("nan")), torch.arange(4)).isnan()
 
 
 def test_the_student_comes_to_see_as_the_teacher_does():

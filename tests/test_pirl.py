@@ -199,13 +199,18 @@ def test_momentum_one_keeps_a_row_and_zero_replaces_it(momentum, source):
     assert (bank.rows[indices] - rows[source]).abs().max() < 1e-6
 
 
-def test_an_embedding_that_is_no_number_leaves_the_row_as_it_was():
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_updates_of_a_step_are_taken_back_together_or_not_at_all(taken):
     bank = MemoryBank(N, 16)
     before = bank.rows.clone()
-    embeddings = unit(2, 16, seed=3).float()
-    embeddings[0, 5] = float("nan")
-    bank.update(torch.tensor([4, 2]), embeddings)
-    assert torch.equal(bank.rows[4], before[4]) and not torch.equal(bank.rows[2], before[2])
+    for indices in ([4, 2], [7, 9]):
+        bank.update(torch.tensor(indices), unit(2, 16, seed=3).float())
+    bank.end_step(taken=taken)
+    changed = (bank.rows != before).any(dim=1).nonzero().flatten().tolist()
+    assert changed == ([2, 4, 7, 9] if taken else [])
+    moved = bank.rows.clone()
+    bank.end_step(taken=False)
+    assert torch.equal(bank.rows, moved), "what was kept is no longer taken back"
 
 
 def test_negatives_are_drawn_evenly_and_with_replacement():

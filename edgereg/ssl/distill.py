@@ -81,6 +81,7 @@ class Distill(Method):
         size = config.queue or queue_size(setup.size)
         self.register_buffer("queue", torch.zeros(size, teacher_dim))  # the newest first
         self.register_buffer("filled", torch.tensor(0))
+        self._before: tuple[Tensor, Tensor] | None = None  # both, as this step found them
 
     def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
         """Return what the student sees (B, 3, H, W), and what the teacher makes of it (B, D)."""
@@ -107,13 +108,17 @@ class Distill(Method):
         with full_precision(answer.device):
             return distillation_loss(answer, told, known, temperature=self._config.temperature)
 
-    @torch.no_grad()
+    def end_step(self, *, taken: bool) -> None:
+        """Keep or take back what the step's batches left in the queue; see Method."""
+        if self._before is not None and not taken:
+            self.queue, self.filled = self._before
+        self._before = None
+
     def _remember(self, told: Tensor) -> None:
-        if not told.isfinite().all():
-            return  # a step that is skipped must leave no trace
+        self._before = self._before or (self.queue, self.filled)
         size = len(self.queue)
-        self.queue.copy_(torch.cat([told, self.queue])[:size])
-        self.filled.copy_((self.filled + len(told)).clamp(max=size))
+        self.queue = torch.cat([told, self.queue])[:size]
+        self.filled = (self.filled + len(told)).clamp(max=size)
 
 
 def distillation_loss(

@@ -13,6 +13,7 @@ class MemoryBank(nn.Module):
     """Rows m_I, one an image, unit length, moved by an exponential mean.
 
     Where there are several processes each of them keeps the whole bank, and all move it alike.
+    A step's updates can be taken back until `end_step`.
 
     Args:
         size: Images N in the data set.
@@ -27,6 +28,7 @@ class MemoryBank(nn.Module):
         self.momentum = momentum
         rows = torch.rand(size, dim) - 0.5
         self.register_buffer("rows", F.normalize(rows, dim=1))
+        self._before: list[tuple[Tensor, Tensor]] = []  # of this step: indices, and their rows
 
     @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
@@ -38,9 +40,15 @@ class MemoryBank(nn.Module):
         """
         indices, embeddings = gather(indices), gather(embeddings)
         before = self.rows[indices]
-        moved = F.normalize(torch.lerp(embeddings, before, self.momentum), dim=1)
-        # a step that is skipped because something is no number must leave no trace
-        self.rows[indices] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, before)
+        self._before.append((indices, before))
+        self.rows[indices] = F.normalize(torch.lerp(embeddings, before, self.momentum), dim=1)
+
+    def end_step(self, *, taken: bool) -> None:
+        """Keep the updates since the last step's end, or take them back; see Method."""
+        if not taken:
+            for indices, before in self._before:
+                self.rows[indices] = before
+        self._before.clear()
 
     def draw(self, count: int) -> Tensor:
         """Return (K,) int64: rows drawn uniformly from all, with replacement."""

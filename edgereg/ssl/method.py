@@ -67,6 +67,13 @@ class Method(nn.Module):
             indices: (B,) int64, of the images in the data set.
         """
 
+    def end_step(self, *, taken: bool) -> None:
+        """Keep what the step's batches left in memory, or, where it was skipped, take it back.
+
+        Args:
+            taken: Whether the weights were moved.
+        """
+
     def project(self, features: Tensor) -> Tensor | None:
         """Return what a head makes of features (B, feature_dim), where a collapse begins.
 

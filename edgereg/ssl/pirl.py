@@ -103,6 +103,7 @@ class Pirl(Method):
         self.patch_head = nn.Linear(GRID**2 * config.dim, config.dim) if self._is_cut else None
         self.bank = MemoryBank(setup.size, config.dim, momentum=config.momentum)
         self.register_buffer("normaliser", torch.tensor(0.0))  # Z; 0 until the first batch
+        self._is_first = False  # whether this step has estimated Z
 
     def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
         """Return the image (B, 3, H, W) and what it was transformed to.
@@ -148,6 +149,13 @@ class Pirl(Method):
         self.bank.update(indices, by_image)
         return loss
 
+    def end_step(self, *, taken: bool) -> None:
+        """Keep or take back what the step's batches left in the bank, and in Z; see Method."""
+        self.bank.end_step(taken=taken)
+        if self._is_first and not taken:
+            self.normaliser.zero_()
+        self._is_first = False
+
     def embed_image(self, images: Tensor) -> Tensor:
         """Return f(v_I), (B, dim) of unit length, from images (B, 3, H, W)."""
         return F.normalize(self.project(self._features(images)).float(), dim=1)
@@ -183,6 +191,7 @@ class Pirl(Method):
         if self.normaliser == 0:
             # g is scored first, so Z comes from it, as in the released code
             self.normaliser.copy_(mean_over_processes(others.exp().mean() * size))
+            self._is_first = True
         return nce(positive, others, size=size, normaliser=float(self.normaliser))
 
 

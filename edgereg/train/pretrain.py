@@ -83,6 +83,10 @@ class Pretraining(nn.Module):
         with autocast(self._recipe.compute, images.device):
             return Loss(self.method(views, indices))
 
+    def end_step(self, *, taken: bool) -> None:
+        """Keep or take back what the step left in the method's memory; see Method."""
+        self.method.end_step(taken=taken)
+
 
 def check_pretraining(recipe: Recipe) -> None:
     """Refuse settings that need labels, and a method that cannot be, before any data is read.

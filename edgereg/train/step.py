@@ -67,7 +67,8 @@ class Stepper:
 
     Args:
         objective: Called with images, indices and Place; answers with a Loss. Its
-            `has_unused_parameters`, if it has one, says whether the loss may ignore some of them.
+            `has_unused_parameters`, if it has one, says whether the loss may ignore some of them;
+            its `end_step`, if it has one, is told whether the step was taken.
         optimizer: Over the objective's parameters.
         recipe: Precision, clipping, sharpness-aware minimisation, seed.
         world: This process and the others.
@@ -85,6 +86,7 @@ class Stepper:
         self._wrapped = world.wrap(
             objective, has_unused=getattr(objective, "has_unused_parameters", False)
         )
+        self._end_step = getattr(objective, "end_step", None)
         self._parameters = [p for p in objective.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(
             torch.device(world.device).type, enabled=recipe.compute.precision == "fp16"
@@ -125,6 +127,8 @@ class Stepper:
             self._optimizer.step()
         else:
             restore_statistics(self._objective, statistics)
+        if self._end_step is not None:
+            self._end_step(taken=is_finite)
         if self.scaler.is_enabled():
             self.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
