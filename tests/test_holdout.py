@@ -34,6 +34,9 @@ from deploy.measure.verify import verify
 from deploy.runtime.decode import encode_png
 from deploy.runtime.preprocess import Preprocessing
 from deploy.runtime.runner import open_runner
+from edgereg import ship
+from edgereg.data.emoji10 import Emoji10
+from edgereg.errors import DataError
 from export.exporter import export_bundle
 from export.request import ExportRequest
 
@@ -288,3 +291,34 @@ def test_an_export_refuses_a_sample_that_is_not_of_its_held_out_images(request_,
     request = dataclasses.replace(request_, sample=sample)
     with pytest.raises(BadInputError, match="at most 2000 of its held-out images"):
         export_bundle(randomized(small_cnn()), tmp_path / "x", request=request)
+
+
+EMOJI = Emoji10(vendor="twitter", split="test")
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(None, 248), (0, 0), (5, 5)])
+def test_a_sample_is_drawn_at_random_from_the_judged_images(wanted, count):
+    drawn = np.random.default_rng(0).permutation(len(EMOJI))
+    sample = ship._sample(EMOJI, drawn, True, wanted)
+    held_out = np.sort(drawn)
+    assert len(sample) == count
+    for place, data in sample.items():
+        assert data == EMOJI.encoded(int(held_out[place]))
+    if count == 5:
+        assert {int(held_out[place]) for place in sample} == set(drawn[:5].tolist())
+
+
+def test_a_sample_of_large_images_is_smaller_unless_it_is_asked_for(monkeypatch):
+    drawn = np.arange(len(EMOJI))
+    size = sum(len(EMOJI.encoded(i)) for i in range(3))
+    monkeypatch.setattr(ship, "MAX_SAMPLE_BYTES", size)
+    assert sorted(ship._sample(EMOJI, drawn, True, None)) == [0, 1, 2]
+    assert len(ship._sample(EMOJI, drawn, True, 4)) == 4
+
+
+def test_without_labels_there_is_no_sample_and_asking_for_one_is_refused():
+    drawn = np.arange(len(EMOJI))
+    assert ship._sample(EMOJI, drawn, False, None) == {}
+    for has_labels, wanted in ((False, 1), (True, 249)):
+        with pytest.raises(DataError, match="labelled held-out images"):
+            ship._sample(EMOJI, drawn, has_labels, wanted)
