@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.bundle.read import Bundle
-from deploy.errors import CheckFailedError, ExplainedError
+from deploy.errors import ExplainedError
+from deploy.runtime.postprocess import check_finite
 from deploy.runtime.runner import Runner
 from deploy.service.batcher import Batcher, ClosedError, FullError, LateError
 from deploy.service.http import Reply, Request, Server, json_reply
@@ -32,11 +33,6 @@ from deploy.service.protocol import (
 __all__ = ["Limits", "Service", "body_limit"]
 
 _JSON_DIGITS = 32  # characters of a number and what is between two: generous
-_SERVER_METADATA = {
-    "name": "edgereg",
-    "version": "2",
-    "extensions": ["binary_tensor_data"],
-}
 _STUCK_S = 30.0  # a model that computes for longer does not answer any more
 
 
@@ -131,7 +127,7 @@ class Service:
         stored = bundle.array(bundle.manifest.golden.preprocessed)
         for size in sorted({1, most}):
             inputs = np.resize(stored, (size, *stored.shape[1:]))
-            _check_finite(runner(inputs))
+            check_finite(runner(inputs))
         batcher = Batcher(
             runner,
             max_batch=most,
@@ -194,7 +190,7 @@ class Service:
             text = self.metrics.to_text(is_ready=self.is_ready, queue_depth=depth)
             return Reply(200, text.encode(), {"Content-Type": CONTENT_TYPE})
         if parts == ["v2"]:
-            return json_reply(200, _SERVER_METADATA)
+            return json_reply(200, _server_metadata())
         if parts == ["v2", "health", "live"]:
             return json_reply(200, {"live": True})
         if parts == ["v2", "health", "ready"]:
@@ -240,7 +236,7 @@ class Service:
         )
         try:
             outputs = model.batcher.infer(asked.batch, timeout_s=self.limits.answer_s)
-            _check_finite(outputs)
+            check_finite(outputs)
         except FullError:
             return _unavailable(f"{self.limits.queue_size} requests wait already")
         except ClosedError:
@@ -260,6 +256,14 @@ def body_limit(bundle: Bundle) -> int:
     return (1 << 20) + _JSON_DIGITS * numbers
 
 
+def _server_metadata() -> dict[str, Any]:
+    try:
+        found = version("edgereg")
+    except PackageNotFoundError:  # run from a checkout
+        found = "not installed"
+    return {"name": "edgereg", "version": found, "extensions": ["binary_tensor_data"]}
+
+
 def _unavailable(message: str) -> Reply:
     return json_reply(503, {"error": message}, Retry_After="1")
 
@@ -267,12 +271,3 @@ def _unavailable(message: str) -> Reply:
 def _check_method(request: Request, method: str) -> None:
     if request.method not in (method, "HEAD" if method == "GET" else method):
         raise ProtocolError(405, f"{request.path[:80]} is asked for by {method}")
-
-
-def _check_finite(outputs: NDArray[Any]) -> None:
-    if not np.isfinite(outputs).all():
-        raise CheckFailedError(
-            "a model's outputs must be finite",
-            found=f"{int((~np.isfinite(outputs)).sum())} of {outputs.size} are not",
-            remedy="run `edgereg verify` on the bundle, and try --precision fp32",
-        )
