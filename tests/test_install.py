@@ -260,8 +260,8 @@ def test_kill_9_leaves_the_old_or_the_new(bundles, folder):
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_leave_the_old_or_the_new(bundles, folder):
-    seen, leftovers = assert_killed_installations_lose_nothing(bundles, folder, kills=200, seed=1)
+def test_a_hundred_kills_leave_the_old_or_the_new(bundles, folder):
+    seen, leftovers = assert_killed_installations_lose_nothing(bundles, folder, kills=100, seed=1)
     assert len(seen) == 2 and leftovers > 0  # some were killed half way
 
 
