@@ -104,9 +104,15 @@ def test_each_process_takes_its_equal_part_of_a_batch():
 
 
 def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused():
-    World(0, 2).check_batch(64, 4)
+    World(0, 2).check_batch(64, 4, size=100)
     with pytest.raises(RecipeError, match="batch_size: 60, 8 processes"):
-        World(0, 8).check_batch(60, 1)
+        World(0, 8).check_batch(60, 1, size=100)
+
+
+def test_more_processes_than_images_are_refused():
+    World(0, 4).check_batch(64, 1, size=4)
+    with pytest.raises(RecipeError, match="4 processes, and 3 images"):
+        World(0, 4).check_batch(64, 1, size=3)
 
 
 def test_one_process_needs_no_others():

@@ -43,12 +43,24 @@ class World:
         """Return whether this process writes and reports."""
         return self.rank == 0
 
-    def check_batch(self, batch_size: int, accumulate: int) -> None:
+    def check_batch(self, batch_size: int, accumulate: int, *, size: int) -> None:
         """Refuse a batch that cannot be cut into equal parts.
 
+        Args:
+            batch_size: Of all processes together.
+            accumulate: Parts of a process's share.
+            size: Images in the data set.
+
         Raises:
-            RecipeError: A part would be larger than another, and its images would count less.
+            RecipeError: A part would be larger than another, and its images would count less; or a
+                process would have none.
         """
+        if size < self.size:
+            raise RecipeError(
+                "each process has an image of every batch",
+                found=f"{self.size} processes, and {size} images",
+                remedy="start fewer processes",
+            )
         if batch_size % (self.size * accumulate):
             raise RecipeError(
                 "batch_size is a multiple of the processes times compute.accumulate",

@@ -137,7 +137,8 @@ class Prepared:
                 raise TrainingError(
                     error.rule,
                     found=error.found,
-                    remedy=f"{error.remedy}; the last good weights: --init {self.folder.last_good}",
+                    remedy=f"{error.remedy}; the last good weights can be trained with labels: "
+                    f"edgereg train --init {self.folder.last_good}",
                 ) from error
 
     def _save_last_good(self, loop: Loop, module: torch.nn.Module, checkpoint: Checkpoint) -> bool:
@@ -186,7 +187,7 @@ def prepared(
     with ExitStack() as stack:
         world = stack.enter_context(join_world(options.device))
         recipe.compute.check_device(world.device)
-        world.check_batch(recipe.batch_size, recipe.compute.accumulate)
+        world.check_batch(recipe.batch_size, recipe.compute.accumulate, size=len(images))
         shown = bar if world.is_first else _no_bar
         pixels = read_pixels(images, recipe.preprocessing(), shown, workers=options.workers)
         # before the first step: what is trained on must be what is named
