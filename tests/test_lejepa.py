@@ -79,7 +79,8 @@ def test_directions_are_drawn_from_the_seeded_generator_and_views_are_as_many_as
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", 0), ("views", 1), ("slices", 0), ("hidden", 0), ("dim", 1)]
+    ("key", "value"),
+    [("weight", 0), ("views", 1), ("views", 65), ("slices", 0), ("hidden", 0), ("dim", 1)],
 )
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(RecipeError, match=rf"lejepa\.{key}: {value}"):

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from edgereg.models.zoo import ModelConfig, build_model
 from edgereg.progress import progress
 from edgereg.recipe import Recipe, load_recipe
 from edgereg.ssl.distill import DistillConfig
+from edgereg.ssl.pirl import PirlConfig
 from edgereg.ssl.simclr import SimClr
 from edgereg.train.pretrain import METHODS, Pretraining
 from edgereg.train.pretrain_run import check_spread, pretrain_run
@@ -161,6 +163,14 @@ def test_watched_images_need_labels(images, tmp_path):
         (["--sam.rho", "0.05"], "sam.rho"),
         (["--stop.patience", "3"], "stop.patience"),
         (["--batchnorm.recompute", "3"], "batchnorm.recompute"),
+        (["--batchnorm.frozen", "true"], "batchnorm.frozen"),
+        (["--frozen_stages", "1"], "frozen_stages"),
+        (["--label_smoothing", "0.1"], "label_smoothing"),
+        (["--mix.mixup", "0.2"], "mix.mixup"),
+        (["--mix.cutmix", "1"], "mix.cutmix"),
+        (["--compute.compile", "true"], "compute.compile"),
+        (["--batch_size", "8", "--compute.accumulate", "8"], "two in each part"),
+        (["--compute.accumulate", "248", "--batch_size", "496"], "496.* 248, 248 images"),
     ],
 )
 def test_what_does_not_go_with_pre_training_is_refused_before_anything_is_written(
@@ -169,6 +179,19 @@ def test_what_does_not_go_with_pre_training_is_refused_before_anything_is_writte
     with pytest.raises(RecipeError, match=named):
         pretrain_run(images, tmp_path / "e", load_recipe(None, flags), bar=progress)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_a_net_of_one_size_can_see_turned_images():
+    recipe = dataclasses.replace(
+        QUICK,
+        method="pirl",
+        model=ModelConfig("timm:vit_tiny_patch16_224", image_size=32),
+        pirl=PirlConfig(transform="rotation"),
+    )
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    value = objective(recipe)[0](images, torch.arange(4), Place(0, 0, 0)).value
+    assert value.isfinite()
 
 
 def test_synchronised_batchnorm_reaches_the_heads():

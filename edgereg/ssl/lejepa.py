@@ -5,7 +5,7 @@ embeddings onto random unit vectors ("slices") and compares the characteristic f
 projection x with that of a standard normal (Epps and Pulley, 1983):
 
     T(x) = N * integral |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt,   phi(t) = mean_n exp(i t x_n)
-    L = weight * mean_{v, slices} T + (1 - weight) * mean |z_v - mu|^2
+    L = weight * mean_{v, slices} T + (1 - weight) * mean (z_v - mu)^2,  over all dimensions, too
 
 There is no teacher, no stopped gradient and no negative. All views are whole ones, as in the
 authors' smallest example; crops of another size would need a backbone that takes any.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgereg.errors import check_settings
 from edgereg.ssl.gather import gather_with_gradient
-from edgereg.ssl.method import Method, Setup, View, full_precision
+from edgereg.ssl.method import MAX_VIEWS, Method, Setup, View, full_precision
 from edgereg.ssl.projector import projector
 
 __all__ = ["LeJepa", "LeJepaConfig", "lejepa_loss", "sigreg"]
@@ -51,7 +51,7 @@ class LeJepaConfig:
             "lejepa.",
             {
                 "weight": ("in (0, 1]", 0 < self.weight <= 1),
-                "views": ("2 or more", self.views >= 2),
+                "views": (f"from 2 to {MAX_VIEWS}", 2 <= self.views <= MAX_VIEWS),
                 "slices": ("1 or more", self.slices >= 1),
                 "hidden": ("1 or more", self.hidden >= 1),
                 "dim": ("2 or more", self.dim >= 2),

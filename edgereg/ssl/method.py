@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from edgereg.augment.chain import Chain
 from edgereg.augment.draws import Draws
 
-__all__ = ["Method", "Setup", "View", "full_precision"]
+__all__ = ["MAX_VIEWS", "Method", "Setup", "View", "full_precision"]
+
+MAX_VIEWS = 64
+"""Views of an image in an epoch, at most: those of the next epoch have the numbers above them."""
 
 View = Callable[[int], Draws]
-"""Gives view number n of a batch its draws; those of two views are independent."""
+"""Gives view number n of a batch, below MAX_VIEWS, its draws; those of two are independent."""
 
 
 @dataclass(frozen=True)

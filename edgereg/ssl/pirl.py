@@ -94,8 +94,6 @@ class Pirl(Method):
         self._setup, self._config = setup, config
         self._recolour = setup.chain.colour_steps()
         self._is_cut = config.transform != "rotation"
-        # a head without a loss
-        self.has_unused_parameters = config.transform_weight in (0, 1)
         self.backbone = setup.backbone
         self.image_head = self._head(setup.feature_dim)
         # on the features of the whole, or of each patch

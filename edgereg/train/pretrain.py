@@ -18,7 +18,7 @@ from edgereg.ssl.colorization import Colorization
 from edgereg.ssl.distill import Distill
 from edgereg.ssl.jigsaw import jigsaw_sizes
 from edgereg.ssl.lejepa import LeJepa
-from edgereg.ssl.method import Method, Setup
+from edgereg.ssl.method import MAX_VIEWS, Method, Setup
 from edgereg.ssl.pirl import Pirl
 from edgereg.ssl.simclr import SimClr
 from edgereg.ssl.vicreg import VicReg
@@ -27,8 +27,6 @@ from edgereg.train.normalize import Normalize
 from edgereg.train.step import Loss, Place
 
 __all__ = ["METHODS", "Pretraining", "check_pretraining"]
-
-_MAX_VIEWS = 64  # of an image, an epoch: draws of different epochs must not be the same
 
 
 class Pretraining(nn.Module):
@@ -76,7 +74,7 @@ class Pretraining(nn.Module):
         seed = self._recipe.seed
 
         def draws(view: int) -> Draws:
-            return Draws(seed, _MAX_VIEWS * place.epoch + view, indices)
+            return Draws(seed, MAX_VIEWS * place.epoch + view, indices)
 
         with torch.no_grad():
             views = self.method.views(images, draws)
@@ -88,16 +86,26 @@ class Pretraining(nn.Module):
         self.method.end_step(taken=taken)
 
 
-def check_pretraining(recipe: Recipe) -> None:
-    """Refuse settings that need labels, and a method that cannot be, before any data is read.
+def check_pretraining(recipe: Recipe, *, size: int) -> None:
+    """Refuse what pre-training would not heed, and a method that cannot be, before the first step.
+
+    Args:
+        recipe: All settings.
+        size: Images in the data set.
 
     Raises:
         RecipeError: So it is.
     """
     for key, is_set in {
-        "sam.rho": recipe.sam.rho > 0,  # a second pass would move memory banks and queues again
+        "label_smoothing": recipe.label_smoothing > 0,
+        "mix.mixup": recipe.mix.mixup > 0,
+        "mix.cutmix": recipe.mix.cutmix > 0,
+        "frozen_stages": recipe.frozen_stages > 0,
+        "batchnorm.frozen": recipe.batchnorm.frozen,
         "batchnorm.recompute": recipe.batchnorm.recompute > 0,
+        "sam.rho": recipe.sam.rho > 0,  # a second pass would move memory banks and queues again
         "stop.patience": recipe.stop.patience > 0,
+        "compute.compile": recipe.compute.compile,
     }.items():
         if is_set:
             raise RecipeError(
@@ -105,6 +113,13 @@ def check_pretraining(recipe: Recipe) -> None:
                 found=f"{key} in pre-training",
                 remedy="leave it out",
             )
+    parts = recipe.compute.accumulate
+    if parts > 1 and min(size, recipe.batch_size) < 2 * parts:
+        raise RecipeError(
+            "pre-training compares images, and so needs two in each part of a batch",
+            found=f"batch_size: {recipe.batch_size}, compute.accumulate: {parts}, {size} images",
+            remedy="lower compute.accumulate, raise batch_size, or add images",
+        )
     if recipe.method == "distill" and not recipe.distill.teacher:
         raise RecipeError(
             "distillation has a teacher",
@@ -116,7 +131,15 @@ def check_pretraining(recipe: Recipe) -> None:
 def _pirl(setup: Setup, recipe: Recipe) -> Method:
     if recipe.pirl.transform != "rotation":
         patch = jigsaw_sizes(setup.image_size).patch
-        check_input(setup.backbone, patch, what=f"PIRL's patches: {recipe.model.name}")
+        try:
+            check_input(setup.backbone, patch, what=recipe.model.name)
+        except RecipeError as error:
+            raise RecipeError(
+                "PIRL's patches are smaller than images, and the backbone must take them",
+                found=error.found,
+                remedy="set pirl.transform to rotation, which cuts no patches, or model.name to "
+                "resnet, which takes any size; torchvision's nets do from model.image_size 224 on",
+            ) from error
     return Pirl(setup, recipe.pirl)
 
 

@@ -68,7 +68,7 @@ def pretrain_run(
     """
     options = options or RunOptions()
     check_out(out, options)
-    check_pretraining(recipe)
+    check_pretraining(recipe, size=len(images))
     import_callables(recipe.chain(), key="augment")
     labels = None if watch is None else labels_of(watch)
     model = build_model(recipe.model, num_classes=1, seed=recipe.seed)
