@@ -126,4 +126,5 @@ def _size_bytes(value: onnx.ValueInfoProto) -> int | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
         return None
-    return math.prod(d.dim_value for d in kind.shape.dim) * ELEMENT_BYTES.get(kind.elem_type, 16)
+    count = math.prod(int(d.dim_value) for d in kind.shape.dim)
+    return count * ELEMENT_BYTES.get(int(kind.elem_type), 16)
