@@ -45,7 +45,8 @@ def work(part):
     torch.manual_seed(0)
     bank = MemoryBank(30, 5)
     order = torch.arange(BATCH) * 2
-    bank.update(order[mine] if dist.is_initialized() else order, F.normalize(views[0], dim=1))
+    embeddings = F.normalize(views[0], dim=1).float()
+    bank.update(order[mine] if dist.is_initialized() else order, embeddings)
     found["bank"] = (bank.rows,)
     return found
 
