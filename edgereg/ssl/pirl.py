@@ -156,20 +156,16 @@ class Pirl(Method):
 
     def embed_image(self, images: Tensor) -> Tensor:
         """Return f(v_I), (B, dim) of unit length, from images (B, 3, H, W)."""
-        return F.normalize(self.project(self._features(images)).float(), dim=1)
+        return F.normalize(self.project(self.backbone(images)).float(), dim=1)
 
     def embed_transformed(self, transformed: Tensor) -> Tensor:
         """Return g(v_It), (B, dim) of unit length, from images, or from patches (B, 9, 3, p, p)."""
         if self.patch_head is None:
-            return F.normalize(self.transform_head(self._features(transformed)).float(), dim=1)
+            return F.normalize(self.transform_head(self.backbone(transformed)).float(), dim=1)
         with hold_statistics(self.backbone):  # in use it will see whole images
-            features = self._features(transformed.flatten(0, 1))
+            features = self.backbone(transformed.flatten(0, 1))
         pieces = self.transform_head(features)
         return F.normalize(self.patch_head(pieces.reshape(len(transformed), -1)).float(), dim=1)
-
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        return features
 
     def _head(self, feature_dim: int) -> nn.Module:
         dim = self._config.dim
