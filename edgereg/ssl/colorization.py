@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from edgereg.errors import DataError, check_settings
 from edgereg.ssl.ab_bins import AbBins, anneal, rebalance
 from edgereg.ssl.feature_map import evaluating, find_feature_map
+from edgereg.ssl.gather import mean_over_processes
 from edgereg.ssl.lab import grey_of, lab_to_rgb, rgb_to_lab
 from edgereg.ssl.method import Method, Setup, View
 
@@ -118,7 +119,9 @@ class Colorization(Method):
         if not self._config.skip_grey:
             return losses.mean()
         counts = is_coloured(colours)
-        return (losses.mean(dim=(1, 2)) * counts).sum() / counts.sum().clamp(min=1)
+        # where processes have unlike numbers of them, the mean of their losses is the batch's yet
+        count = mean_over_processes(counts.sum().float())
+        return (losses.mean(dim=(1, 2)) * counts).sum() / torch.where(count > 0, count, 1)
 
     @torch.no_grad()
     def predict_ab(self, images: Tensor) -> Tensor:
