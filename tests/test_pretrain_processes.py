@@ -100,7 +100,7 @@ def test_banks_queues_and_statistics_stay_alike(results, method):
 
 
 def test_a_bank_takes_in_the_images_of_both_processes(results):
-    _, start, _, state = results[1][0]["pirl"]
+    _, _, _, state = results[1][0]["pirl"]
     fresh = Pretraining(
         build_model(recipe_from_json({"model": MODEL}).model, num_classes=1, seed=0),
         sample=images(),

@@ -12,7 +12,7 @@ from export.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("jetpack6", "jetpack7", "serving")]
-DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+DOCKERFILES = sorted((ROOT / "deploy" / "box").glob("*.Dockerfile"))
 
 
 class Unit(configparser.ConfigParser):
@@ -23,7 +23,7 @@ class Unit(configparser.ConfigParser):
 @pytest.fixture(scope="module")
 def service():
     unit = Unit(interpolation=None)
-    unit.read(ROOT / "systemd" / "edgereg.service")
+    unit.read(ROOT / "deploy" / "box" / "edgereg.service")
     return unit["Service"]
 
 

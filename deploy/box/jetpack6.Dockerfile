@@ -1,5 +1,5 @@
 # edgereg on JetPack 6.1 and 6.2 (Orin): CUDA 12.6, TensorRT 10.3, Python 3.10.
-#   docker build -f docker/jetpack6.Dockerfile -t edgereg:jetpack6 .
+#   docker build -f deploy/box/jetpack6.Dockerfile -t edgereg:jetpack6 .
 #   docker run --rm --runtime nvidia -v "$PWD/photos.bundle:/bundle:ro" edgereg:jetpack6 verify /bundle
 # Not built and not run on a board: none was at hand. For JetPack 6.0 take an r36.2 or r36.3 image.
 ARG BASE_IMAGE=nvcr.io/nvidia/l4t-jetpack:r36.4.0

@@ -1,5 +1,5 @@
 # edgereg on JetPack 7.0 and 7.1 (Thor): CUDA 13.0, TensorRT 10.13.3, Python 3.12.
-#   docker build -f docker/jetpack7.Dockerfile -t edgereg:jetpack7 .
+#   docker build -f deploy/box/jetpack7.Dockerfile -t edgereg:jetpack7 .
 #   docker run --rm --runtime nvidia -v "$PWD/photos.bundle:/bundle:ro" edgereg:jetpack7 verify /bundle
 # Not built and not run on a board: none was at hand. From JetPack 7 on the images are those of
 # other Arm servers; for 7.2 take one whose TensorRT is the board's, which `edgereg doctor` names.
