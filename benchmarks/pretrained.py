@@ -21,6 +21,7 @@ FLAGS: dict[str, list[str]] = {
     "colorization": ["--augment", "[{flip: {}}, {crop: {padding: 4}}]"],  # true colours
     "distill": [],
 }
+LONGER = ["--epochs", "16"]  # what is fine-tuned with few labels
 TEACHER = ["--model.width", "32", "--simclr.temperature", "0.2", "--epochs", "5"]
 
 
@@ -73,6 +74,8 @@ def _cifar(job: Job, out: Path) -> dict[str, Any]:
     flags = ["--model.name", job.net, *(["--epochs", "6"] if job.net == "vit" else [])]
     if job.part == "teacher":
         flags += TEACHER
+    elif job.part == "longer":
+        flags += LONGER
     elif job.method == "distill":
         flags += ["--distill.teacher", str(out / "teacher-resnet-simclr-0")]
     flags += FLAGS.get(job.method, []) if job.part != "teacher" else []
@@ -88,7 +91,8 @@ def _labels(job: Job, out: Path) -> dict[str, Any]:
     from edgereg.evaluate_encoder import Plan, evaluate_encoder
     from edgereg.recipe import load_recipe
 
-    source = out / f"methods-{job.net}-{job.method}-0"
+    part = "methods" if job.method == "random" else "longer"
+    source = out / f"{part}-{job.net}-{job.method}-0"
     flags = ["--seed", str(job.seed), "--compute.precision", "bf16", "--model.name", job.net]
     recipe = load_recipe(RECIPES / "train.yaml", flags)
     found = evaluate_encoder(
