@@ -172,7 +172,8 @@ def _change_weight(proto: onnx.ModelProto, rng: Rng) -> None:
     elif array.size:
         array.flat[int(rng.integers(0, array.size))] = _pick((np.nan, np.inf, 0, -1, 6e4), rng)
     if rng.random() < 0.2:
-        array = array.astype(_pick((np.int64, np.float64, np.float16, np.uint8, np.bool_), rng))
+        with np.errstate(invalid="ignore"):  # NaN as an integer is any number: fine here
+            array = array.astype(_pick((np.int64, np.float64, np.float16, np.uint8, np.bool_), rng))
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
