@@ -68,6 +68,7 @@ def test_a_failed_check_is_no_wrong_argument():
     codes = {kind.__name__: kind.exit_code for kind in ALL}
     assert {name for name, code in codes.items() if code == 1} == {
         "CheckFailedError",
+        "CollapsedError",
         "TamperedBundleError",
         "TrainingError",
     }
