@@ -10,8 +10,13 @@ The device's own checks, which need no schema, are in `deploy/bundle/onnx_struct
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from deploy.bundle.allow_list import ELEMENT_BYTES
 
@@ -20,6 +25,9 @@ __all__ = ["MAX_ACTIVATION_BYTES", "peak_activation_bytes", "schema_problems"]
 MAX_ACTIVATION_BYTES = 1 << 30
 
 _MAX_READ = 4096  # elements of a stored tensor whose values shape inference may want
+_SHAPE_ARITHMETIC = """
+    Add Cast Concat Div Gather Mul Range Reshape Slice Squeeze Sub Unsqueeze
+"""
 
 
 def schema_problems(proto: onnx.ModelProto, *, max_batch: int) -> list[str]:
@@ -114,12 +122,68 @@ def _infer(proto: onnx.ModelProto, max_batch: int) -> dict[str, int | None]:
                 tensor.name, tensor.data_type, tensor.dims
             )
             graph.input.append(stand_in)
-    inferred = onnx.shape_inference.infer_shapes(
-        light, check_type=True, strict_mode=True, data_prop=True
-    ).graph
+    while True:
+        inferred = onnx.shape_inference.infer_shapes(
+            light, check_type=True, strict_mode=True, data_prop=True
+        ).graph
+        values = {v.name: v for v in (*inferred.input, *inferred.output, *inferred.value_info)}
+        if not _fold(graph, values):
+            break
     stored = {tensor.name for tensor in proto.graph.initializer}
-    values = [*inferred.input, *inferred.output, *inferred.value_info]
-    return {value.name: _size_bytes(value) for value in values if value.name not in stored}
+    sizes = {name: _size_bytes(value) for name, value in values.items() if name not in stored}
+    folded = [tensor for tensor in graph.initializer if tensor.name not in stored]
+    return sizes | {tensor.name: len(tensor.raw_data) for tensor in folded}
+
+
+def _fold(graph: onnx.GraphProto, values: dict[str, onnx.ValueInfoProto]) -> bool:
+    """Compute what of a graph is arithmetic on shapes; say whether anything was left to compute.
+
+    Shape inference follows the values of shapes through most operators, but not to a Range, as
+    torch writes it for a strided view of a batch.
+    """
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kept, before = [], len(known)
+    for node in graph.node:
+        found = _compute(node, known, values)
+        if found is None:
+            kept.append(node)
+            continue
+        known[node.output[0]] = found
+        graph.initializer.append(numpy_helper.from_array(found, node.output[0]))
+    del graph.node[:]
+    graph.node.extend(kept)
+    return len(known) > before
+
+
+def _compute(
+    node: onnx.NodeProto,
+    known: dict[str, NDArray[Any]],
+    values: dict[str, onnx.ValueInfoProto],
+) -> NDArray[Any] | None:
+    """Return a node's only output if it is small and follows from shapes; else None."""
+    if node.op_type == "Shape" and node.input[0] in values:
+        kind = values[node.input[0]].type.tensor_type
+        dims = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
+        is_known = kind.HasField("shape") and len(dims) == len(kind.shape.dim)
+        bounds = {a.name: a.i for a in node.attribute}
+        whole = np.array(dims, np.int64)
+        return whole[bounds.get("start", 0) : bounds.get("end")] if is_known else None
+    if node.op_type not in _SHAPE_ARITHMETIC.split() or not all(
+        n in known for n in node.input if n
+    ):
+        return None
+    if node.op_type == "Range" and _range_length(*(known[n] for n in node.input)) > _MAX_READ:
+        return None
+    try:
+        (found,) = ReferenceEvaluator(node).run(None, {n: known[n] for n in node.input if n})
+    except (IndexError, ValueError):  # inference says what is wrong with it
+        return None
+    array = np.asarray(found)
+    return array if array.size <= _MAX_READ else None
+
+
+def _range_length(start: Any, limit: Any, delta: Any) -> float:
+    return abs(float(limit - start) / float(delta)) if delta else math.inf
 
 
 def _size_bytes(value: onnx.ValueInfoProto) -> int | None:

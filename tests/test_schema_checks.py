@@ -94,6 +94,25 @@ def test_shapes_are_followed_through_stored_and_computed_ones():
     assert problems(*nodes, weights=[("flat", np.array([-1, 192]))], batch="batch") == []
 
 
+def test_a_range_over_the_batch_is_known_and_one_over_pixels_is_not():
+    """As torch writes a strided view; inference alone does not follow it."""
+    weights = [("zero", np.int64(0)), ("one", np.int64(1)), ("axes", np.array([1, 2, 3]))]
+    numbers = [
+        node("Range", ["zero", "count", "one"], ["numbers"]),
+        node("Unsqueeze", ["numbers", "axes"], ["column"]),
+        node("Cast", ["column"], ["offsets"], to=TensorProto.FLOAT),
+        node("Add", ["images", "offsets"]),
+    ]
+    of_batch = [node("Shape", ["images"], ["s"]), node("Gather", ["s", "zero"], ["count"])]
+    assert problems(*of_batch, *numbers, weights=weights, batch="batch") == []
+    of_pixels = [
+        node("ReduceSum", ["images"], ["sum"], keepdims=0),
+        node("Cast", ["sum"], ["count"], to=TensorProto.INT64),
+    ]
+    (problem,) = problems(*of_pixels, *numbers, weights=weights, batch="batch")
+    assert problem.startswith("tensors of unknown shape: numbers, column")
+
+
 def test_activations_are_limited_at_the_largest_batch():
     tile = node("Tile", ["images", "times"], ["large"])
     back = node("Resize", ["large", "", "", "size"])
