@@ -71,14 +71,15 @@ def run(arguments: tuple[Job, Path, float]) -> str:
 
 
 def _cifar(job: Job, out: Path) -> dict[str, Any]:
-    flags = ["--model.name", job.net, *(["--epochs", "6"] if job.net == "vit" else [])]
+    flags = ["--model.name", job.net]
     if job.part == "teacher":
         flags += TEACHER
     elif job.part == "longer":
         flags += LONGER
     elif job.method == "distill":
         flags += ["--distill.teacher", str(out / "teacher-resnet-simclr-0")]
-    flags += FLAGS.get(job.method, []) if job.part != "teacher" else []
+    flags += FLAGS.get(job.method, []) if job.part == "methods" else []
+    flags += ["--epochs", "6"] if job.net == "vit" else []
     encoder, minutes = _pretrain(job, out, f"{job.cifar}/train", "ssl-cifar10.yaml", flags)
     if job.method == "distill":
         minutes += json.loads((out / "run-teacher-resnet-simclr-0.json").read_text())["minutes"]
