@@ -2,20 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgereg.checkpoint import Checkpoint, save_checkpoint
 from edgereg.data.emoji10 import Emoji10
 from edgereg.data.images import FewLabels
 from edgereg.errors import CheckpointError, RecipeError, StoppedError
+from edgereg.models.zoo import build_model
 from edgereg.progress import progress
-from edgereg.recipe import load_recipe
+from edgereg.recipe import load_recipe, recipe_from_json
+from edgereg.train.loop import Loop
 from edgereg.train.prepared import RunOptions
+from edgereg.train.pretrain import METHODS
 from edgereg.train.pretrain_run import pretrain_run
 from edgereg.train.run import train_run
 
@@ -133,8 +139,29 @@ def test_a_resume_that_forgot_the_moments_would_be_seen(tmp_path, monkeypatch):
     assert outcome(result)[0] != outcome(whole)[0]
 
 
-def test_a_stopped_and_resumed_pretraining_is_the_uninterrupted_one(tmp_path):
-    recipe = recipe_of(tmp_path, PLAIN + "pirl: {negatives: 8, loss: nce}\n")
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    recipe = recipe_from_json({"model": {"width": 4}})
+    backbone = build_model(recipe.model, num_classes=1, seed=1).backbone
+    path = tmp_path_factory.mktemp("teacher") / "teacher"
+    save_checkpoint(path, backbone, Checkpoint("encoder", recipe, (), {}, {}))
+    return path
+
+
+def pretraining(tmp_path, method, teacher):
+    return recipe_of(
+        tmp_path,
+        PLAIN
+        + f"method: {method}\nmodel: {{width: 4}}\ncompute: {{accumulate: 2}}\n"
+        + "ema: {decay: 0.9}\naugment: [{flip: {}}, {rgb_shift: {}}]\n"
+        + "pirl: {negatives: 8, loss: nce}\ncolorization: {width: 8}\n"
+        + f"distill: {{teacher: {teacher}, queue: 25}}\n",
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_and_resumed_pretraining_is_the_uninterrupted_one(tmp_path, method, teacher):
+    recipe = pretraining(tmp_path, method, teacher)
     whole = pretrain_run(FEW, tmp_path / "whole", recipe, bar=progress)
     with pytest.raises(StoppedError):
         pretrain_run(FEW, tmp_path / "cut", recipe, bar=StopAfter(5))
@@ -142,6 +169,43 @@ def test_a_stopped_and_resumed_pretraining_is_the_uninterrupted_one(tmp_path):
         FEW, tmp_path / "cut", recipe, bar=progress, options=RunOptions(resume=True)
     )
     assert outcome(result) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("method", "forgotten"),
+    [("pirl", "bank.rows"), ("pirl", "normaliser"), ("distill", "queue"), ("distill", "filled")],
+)
+def test_a_resume_that_forgot_a_memory_would_be_seen(
+    tmp_path, method, forgotten, teacher, monkeypatch
+):
+    """The negative control of the test above."""
+    recipe = pretraining(tmp_path, method, teacher)
+    whole = pretrain_run(FEW, tmp_path / "whole", recipe, bar=progress)
+    with pytest.raises(StoppedError):
+        pretrain_run(FEW, tmp_path / "cut", recipe, bar=StopAfter(5))
+    load = Loop.load
+
+    def forgetful(loop, state):
+        name = f"objective.method.{forgotten}"
+        before = dict(loop.state().tensors)[name].clone()
+        load(loop, replace(state, tensors={**state.tensors, name: before}))
+
+    monkeypatch.setattr(Loop, "load", forgetful)
+    result = pretrain_run(
+        FEW, tmp_path / "cut", recipe, bar=progress, options=RunOptions(resume=True)
+    )
+    assert outcome(result)[0] != outcome(whole)[0]
+
+
+def test_another_teacher_is_another_run(tmp_path, teacher):
+    recipe = pretraining(tmp_path, "distill", tmp_path / "own")
+    shutil.copytree(teacher, tmp_path / "own")
+    with pytest.raises(StoppedError):
+        pretrain_run(FEW, tmp_path / "cut", recipe, bar=StopAfter(2))
+    other = build_model(recipe.model, num_classes=1, seed=2).backbone
+    save_checkpoint(tmp_path / "own", other, Checkpoint("encoder", recipe, (), {}, {}), force=True)
+    with pytest.raises(CheckpointError, match="another init"):
+        pretrain_run(FEW, tmp_path / "cut", recipe, bar=progress, options=RunOptions(resume=True))
 
 
 def test_the_log_of_a_resumed_run_tells_each_step_once(tmp_path):
