@@ -169,6 +169,8 @@ def test_watched_images_need_labels(images, tmp_path):
         (["--mix.mixup", "0.2"], "mix.mixup"),
         (["--mix.cutmix", "1"], "mix.cutmix"),
         (["--compute.compile", "true"], "compute.compile"),
+        (["--optim.backbone_lr", "0.1"], "optim.backbone_lr"),
+        (["--optim.layer_decay", "0.9"], "optim.layer_decay"),
         (["--batch_size", "8", "--compute.accumulate", "8"], "two in each part"),
         (["--compute.accumulate", "248", "--batch_size", "496"], "496.* 248, 248 images"),
     ],

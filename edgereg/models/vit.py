@@ -16,8 +16,7 @@ class SmallViT(nn.Module):
     the tokens' mean is the answer. The patch embedding is two convolutions with BatchNorm instead
     of one large one, which small data sets need (Xiao et al., "Early convolutions help
     transformers see better", 2106.14881). Images of another size get resized positions, as PIRL's
-    small patches need. Its dropouts are at rest; a recipe's `regularize` sets
-    them.
+    small patches need. Its dropouts are at rest; a recipe's `regularize` sets them.
 
     Args:
         image_size: Height and width of the input, in pixels.

@@ -1,4 +1,4 @@
-"""How the arithmetic of a step is done; none of it changes what is learned, but for rounding."""
+"""How the arithmetic of a step is done."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the arithmetic of a step is done.
+    """How the arithmetic of a step is done; but for `accumulate` it changes no more than rounding.
 
     Args:
         precision: Of the network's products: "fp32", or autocast to "bf16" or "fp16" (Micikevicius
             et al., 1710.03740). Weights, losses and evaluation stay in float32; fp16 scales its
             loss and needs a GPU.
-        accumulate: Parts into which a batch is cut; their gradients are summed before a step.
+        accumulate: Parts into which a batch is cut; their gradients are summed before a step. What
+            looks at a batch as a whole, BatchNorm and the losses that compare images, sees a part.
         channels_last: Whether tensors lie as NHWC in memory, which convolutions like.
-        compile: Whether torch.compile translates the network first.
+        compile: Whether torch.compile translates the network first; not in pre-training.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -105,6 +105,8 @@ def check_pretraining(recipe: Recipe, *, size: int) -> None:
         "batchnorm.recompute": recipe.batchnorm.recompute > 0,
         "sam.rho": recipe.sam.rho > 0,  # a second pass would move memory banks and queues again
         "stop.patience": recipe.stop.patience > 0,
+        "optim.backbone_lr": recipe.optim.backbone_lr != 1,
+        "optim.layer_decay": recipe.optim.layer_decay != 1,
         "compute.compile": recipe.compute.compile,
     }.items():
         if is_set:
