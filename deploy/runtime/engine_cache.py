@@ -21,7 +21,6 @@ import hmac
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from typing import TypeVar
 
 from deploy import strict_json
 from deploy.errors import BadInputError, DeployError
+from deploy.private_folder import private_folder
 from deploy.publish import publish_bytes
 from deploy.runtime.engine_key import PLACE, EngineKey, changed_fields
 
@@ -125,24 +125,7 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_folder()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = self.folder.lstat()
-        found = (
-            "a link"
-            if stat.S_ISLNK(status.st_mode)
-            else f"one of user {status.st_uid}"
-            if status.st_uid != os.geteuid()
-            else f"mode {stat.S_IMODE(status.st_mode):o}"
-            if status.st_mode & 0o077
-            else None
-        )
-        if found is not None:
-            raise BadInputError(
-                f"the engines' directory '{self.folder}' must be this user's alone",
-                found=found,
-                remedy="chmod 700 it, or name another one in EDGEREG_CACHE",
-            )
+        self.folder = private_folder(folder or default_folder(), what="engines")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
