@@ -52,14 +52,16 @@ def sites(result: Simplified) -> list[str]:
 @pytest.mark.parametrize(
     "layer",
     [
-        parametrizations.weight_norm(nn.Conv2d(3, 4, 3, bias=False)),
-        parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)),
-        parametrizations.weight_norm(nn.ConvTranspose2d(3, 4, 2), dim=1),
-        timm.layers.StdConv2d(3, 4, 3),
-        timm.layers.ScaledStdConv2d(3, 4, 3),
+        lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3, bias=False)),
+        lambda: parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)),
+        lambda: parametrizations.weight_norm(nn.ConvTranspose2d(3, 4, 2), dim=1),
+        lambda: timm.layers.StdConv2d(3, 4, 3),
+        lambda: timm.layers.ScaledStdConv2d(3, 4, 3),
     ],
 )
 def test_a_batchnorm_folds_into_a_weight_that_was_computed_in_the_graph(layer):
+    torch.manual_seed(0)  # what is drawn without a seed is ill-conditioned now and then
+    layer = layer()
     norm = nn.BatchNorm2d(4)
     model = randomized(nn.Sequential(layer, norm, nn.Flatten()))
     passes = (make_functional, fold_constants, fold_batchnorm, remove_dead_code)
