@@ -73,9 +73,7 @@ class LeJepa(Method):
 
     def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
         """Return V augmented views (V * B, 3, H, W), one below the other."""
-        setup = self._setup
-        shown = [setup.chain(images, view(n)) for n in range(self._config.views)]
-        return (setup.normalize(torch.cat(shown)),)
+        return (self._setup.augmented(images, view, count=self._config.views),)
 
     def project(self, features: Tensor) -> Tensor:
         """Return (B, D) from (B, feature_dim)."""

@@ -42,6 +42,16 @@ class Setup:
     chain: Chain
     normalize: Callable[[Tensor], Tensor]
 
+    def augmented(self, images: Tensor, view: View, *, count: int) -> Tensor:
+        """Return views 0 to count - 1, normalized: (count * B, 3, H, W), one below the other.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            view: The draws of each view.
+            count: Views of each image.
+        """
+        return self.normalize(torch.cat([self.chain(images, view(n)) for n in range(count)]))
+
 
 class Method(nn.Module):
     """A backbone with heads that are dropped in the end.

@@ -66,8 +66,7 @@ class VicReg(Method):
 
     def views(self, images: Tensor, view: View) -> tuple[Tensor, ...]:
         """Return two augmented views (2B, 3, H, W), the second below the first."""
-        setup = self._setup
-        return (setup.normalize(torch.cat([setup.chain(images, view(n)) for n in (0, 1)])),)
+        return (self._setup.augmented(images, view, count=2),)
 
     def project(self, features: Tensor) -> Tensor:
         """Return (B, D) from (B, feature_dim)."""

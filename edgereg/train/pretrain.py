@@ -140,7 +140,7 @@ def _pirl(setup: Setup, recipe: Recipe) -> Method:
                 "PIRL's patches are smaller than images, and the backbone must take them",
                 found=error.found,
                 remedy="set pirl.transform to rotation, which cuts no patches, or model.name to "
-                "resnet, which takes any size; torchvision's nets do from model.image_size 224 on",
+                "resnet, which takes any size",
             ) from error
     return Pirl(setup, recipe.pirl)
 

@@ -49,8 +49,8 @@ def pretrain_run(
 ) -> RunResult:
     """Pre-train a backbone without labels and write its checkpoint.
 
-    After each epoch the features of some images are looked at, and a run in which
-    they no longer differ is ended.
+    After each epoch the features of some images are looked at, and a run in which they no longer
+    differ is ended.
 
     Args:
         images: Labels, if there are any, are not looked at.
@@ -75,7 +75,7 @@ def pretrain_run(
     placement = place(model, recipe.regularizers())
     model = configure_batchnorm(model, recipe.batchnorm)
     spec = recipe.preprocessing()
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _WATCHED)).astype(np.int64)
+    chosen = _spread_over(len(images), _WATCHED)
     sample = Pixels(images, spec, cache_limit_bytes=0).batch(chosen)
     objective = Pretraining(model, sample=sample, size=len(images), recipe=recipe)
     teacher = Path(recipe.distill.teacher) if recipe.method == "distill" else None
@@ -124,10 +124,9 @@ def pretrain_run(
         history = run.loop(objective.to(run.world.device), hooks, model.backbone, checkpoint)
         if isinstance(objective.method, Colorization) and run.world.is_first:
             # now: the decoder is no part of the checkpoint
-            pictures = sample if shown is None else shown.batch(np.arange(min(len(shown), _DRAWN)))
-            write_colorization_grid(
-                objective.method, pictures[:_DRAWN], run.folder.colours, force=True
-            )
+            source = run.pixels if shown is None else shown
+            drawn = source.batch(_spread_over(len(source), _DRAWN))
+            write_colorization_grid(objective.method, drawn, run.folder.colours, force=True)
         metrics = {
             "method": recipe.method,
             "loss": {"first": history[0].loss, "last": history[-1].loss},
@@ -135,6 +134,11 @@ def pretrain_run(
         }
         checkpoint = dataclasses.replace(checkpoint, metrics=metrics)
         return run.finish(model.backbone, checkpoint, history)
+
+
+def _spread_over(size: int, count: int) -> NDArray[np.int64]:
+    """Return up to `count` indices, evenly over 0..size-1: data sets are often sorted."""
+    return np.linspace(0, size - 1, min(size, count)).astype(np.int64)
 
 
 def check_spread(found: Spread, *, what: str, least_std: float) -> None:
