@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from deploy.measure.statistics import median_interval
+
 __all__ = ["Row", "compare"]
 
 
@@ -15,7 +17,7 @@ class Row:
     Args:
         name: What was compared.
         ratio: Median over the rounds of the second run's time / the first's.
-        low: Lower end of its 95 % interval.
+        low: Lower end of its 95 % interval; of fewer than 6 rounds, the smallest ratio.
         high: Upper end.
         wanted: The ratio wanted, or None where it is only reported.
         is_limit: Whether `wanted` is the most, and not the least.
@@ -63,7 +65,7 @@ def compare(
     """Time two runs in turns; both have been warmed up."""
     ones, others = in_turns([first, second], rounds)
     ratios = sorted(other / one for one, other in zip(ones, others, strict=True))
-    low, high = interval(ratios)
+    low, high = median_interval(ratios, confidence=0.95) or (ratios[0], ratios[-1])
     return Row(
         name=name,
         ratio=statistics.median(ratios),
@@ -86,18 +88,3 @@ def in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[flo
             run()
             times.append(time.perf_counter() - start)
     return seconds
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return a 95 % interval for the median of sorted values, by order statistics.
-
-    The number of values below the median is binomial (n, 1/2): between the k-th value from below
-    and the k-th from above it lies with probability 1 - 2 P(X < k).
-    """
-    n = len(values)
-    k, below, probability = 0, 0.0, 0.5**n
-    while below + probability <= 0.025 and k < n // 2:
-        below += probability
-        probability *= (n - k) / (k + 1)
-        k += 1
-    return values[max(k - 1, 0)], values[n - max(k, 1)]

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,28 @@ def test_an_interval_needs_eight_samples():
 
 def test_the_interval_of_a_long_run_is_narrow():
     assert median_interval(range(100_000)) == (49_592, 50_407)
+
+
+def exact_interval(n, tail):
+    """By integers: the largest k of which P(X < k) <= tail, X binomial (n, 1/2)."""
+    ways, below, k = 1, 0, 0
+    while below + ways <= tail * 2**n:
+        below += ways
+        ways = ways * (n - k) // (k + 1)
+        k += 1
+    return (k - 1, n - k) if k else None
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_the_interval_is_that_of_exact_binomials_however_many_samples(confidence):
+    tail = (1 - Fraction(str(confidence))) / 2
+    for n in (*range(1, 130), *range(1070, 1080), 5000, 20_000):  # 0.5**1075 is 0 in float64
+        assert median_interval(range(n), confidence=confidence) == exact_interval(n, tail)
+
+
+def test_the_exact_binomials_of_the_test_are_those_of_the_textbook():
+    assert exact_interval(20, Fraction(1, 40)) == (5, 14)  # P(X < 6) = 0.0207, P(X < 7) = 0.0577
+    assert sum(math.comb(20, i) for i in range(6)) / 2**20 == pytest.approx(0.0207, abs=5e-5)
 
 
 def test_a_summary_leaves_out_what_the_sample_cannot_say():
