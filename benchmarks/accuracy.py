@@ -8,7 +8,8 @@ recipes are recipes/cifar10.yaml and recipes/fashion-mnist.yaml; they were chose
 training set (--choose trains on nine tenths and measures the last tenth, and never opens the test
 set). The full form trains on all of it, measures the test set once, single forward pass, exports,
 verifies, and compares the bundle's answers with the checkpoint's. A finished seed is not trained
-again, and one that was stopped goes on.
+again, and one that was stopped goes on. The minutes are half of one processor's: other jobs do not
+count, and on two idle cores with --threads 2 the clock shows as many.
 
 Gates: mean test top-1 >= 92 % (CIFAR-10), error <= 5.0 % (Fashion-MNIST); training time; parity.
 --quick (one seed, 2 % of the epochs' steps) only has to beat 30 %, and to be verified.
@@ -29,6 +30,7 @@ from setting import describe_setting
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PARTS = ("train", "test")
+_CORES = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Task:
 
     data: str
     seeds: int
-    minutes: float
+    minutes: float  # of two cores
     wanted: float
 
 
@@ -62,7 +64,7 @@ def main() -> int:
     seeds = 1 if args.quick else args.seeds or task.seeds
     results = [_run(args, flags, seed) for seed in range(seeds)]
     top1 = mean(result["top1"] for result in results)
-    minutes = max(result["minutes"] for result in results)
+    minutes = max(result["core_minutes"] for result in results) / _CORES
     passed = all(result["verified"] for result in results)
     if args.quick:
         passed = passed and top1 > 0.3
@@ -72,7 +74,7 @@ def main() -> int:
         (args.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     print(
         f"{args.task}: top-1 {top1:.2%} over {seeds} seeds (wanted {task.wanted:.0%}), at most "
-        f"{minutes:.1f} minutes (wanted {task.minutes:.0f}), n = {results[0]['count']}"
+        f"{minutes:.1f} minutes of {_CORES} cores (wanted {task.minutes:.0f}), n = {results[0]['count']}"
     )
     return 0 if passed else 1
 
@@ -110,21 +112,22 @@ def _run(args: argparse.Namespace, flags: list[str], seed: int) -> dict[str, Any
         "top1": measured.top1,
         "count": measured.count,
         "train": run.checkpoint.metrics["train"]["top1"],
-        "minutes": _minutes(args.out / f"seed{seed}.run" / "log.jsonl"),
+        **_minutes(args.out / f"seed{seed}.run" / "log.jsonl"),
     }
     result |= {"verified": True} if args.choose else _ship(out, test, args.out, seed)
     print(json.dumps(result), flush=True)
     return result
 
 
-def _minutes(log: Path) -> float:
-    """Return the minutes from the first step to the last one's end, over all sittings."""
+def _minutes(log: Path) -> dict[str, float]:
+    """Return minutes and one processor's minutes of all epochs, over all sittings."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    ends = [i for i, line in enumerate(lines) if line["event"] in ("start", "resume")]
-    total = 0.0
-    for begin, end in zip(ends, [*ends[1:], len(lines)], strict=True):
-        total += lines[end - 1]["time_s"] - lines[begin]["time_s"]
-    return total / 60
+    starts = [i for i, line in enumerate(lines) if line["event"] in ("start", "resume")]
+    spans = list(zip(starts, [*starts[1:], len(lines)], strict=True))
+    return {
+        name: sum(lines[end - 1][key] - lines[begin][key] for begin, end in spans) / 60
+        for name, key in (("minutes", "time_s"), ("core_minutes", "cpu_s"))
+    }
 
 
 def _ship(checkpoint: Path, test: Any, out: Path, seed: int) -> dict[str, Any]:

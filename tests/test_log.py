@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_a_resume_cuts_off_what_came_after_the_state(tmp_path):
         ("resume", None),
         ("step", 1),
     ]
+
+
+def test_waiting_takes_time_and_no_processor(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with RunLog(path) as log:
+        log.write("start")
+        time.sleep(0.1)
+        log.write("slept")
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+        log.write("worked")
+    start, slept, worked = lines(path)
+    assert slept["time_s"] - start["time_s"] >= 0.1 > slept["cpu_s"] - start["cpu_s"]
+    assert worked["cpu_s"] - slept["cpu_s"] >= 0.1
 
 
 def test_a_new_run_starts_a_new_log(tmp_path):

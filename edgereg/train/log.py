@@ -1,12 +1,13 @@
 """The log of a run: one JSON object a line, and TensorBoard's files where it is installed.
 
-    {"event": "start", "time_s": 0.0, "tensorboard": false, ...}
-    {"event": "step", "time_s": 1.2, "step": 17, "epoch": 0, "loss": 1.9, "lr": 0.003}
+    {"event": "start", "time_s": 0.0, "cpu_s": 0.0, "tensorboard": false, ...}
+    {"event": "step", "time_s": 1.2, "cpu_s": 2.3, "step": 17, "epoch": 0, "loss": 1.9, "lr": 0.003}
     {"event": "epoch", ...}   what the epoch came to
     {"event": "skip", ...}    a step that was skipped because something was no number
     {"event": "resume", ...}  another process goes on; what came after its state is cut off
 
-A value that is no finite number is null, and its name is listed under "nonfinite".
+cpu_s is the processor's time, of all threads of this process; what other jobs take from it is not
+in it. A value that is no finite number is null, and its name is listed under "nonfinite".
 """
 
 import json
@@ -32,7 +33,7 @@ class RunLog:
         self._file = path.open("a" if resume_at is not None else "w", encoding="utf-8")
         if resume_at is not None:
             os.truncate(path, resume_at)
-        self._started = time.monotonic()
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._board = _tensorboard(path.parent / "tensorboard")
 
     def write(self, event: str, **values: Any) -> None:
@@ -40,6 +41,7 @@ class RunLog:
         line: dict[str, Any] = {
             "event": event,
             "time_s": round(time.monotonic() - self._started, 3),
+            "cpu_s": round(time.process_time() - self._cpu_started, 3),
         }
         if event in ("start", "resume"):
             line["tensorboard"] = self._board is not None
