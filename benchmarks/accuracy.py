@@ -74,7 +74,8 @@ def main() -> int:
         (args.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     print(
         f"{args.task}: top-1 {top1:.2%} over {seeds} seeds (wanted {task.wanted:.0%}), at most "
-        f"{minutes:.1f} minutes of {_CORES} cores (wanted {task.minutes:.0f}), n = {results[0]['count']}"
+        f"{minutes:.1f} minutes of {_CORES} cores (wanted {task.minutes:.0f}), "
+        f"n = {results[0]['count']}"
     )
     return 0 if passed else 1
 
