@@ -1,27 +1,31 @@
+import io
 import json
 import platform
 
 import numpy as np
 import pytest
-from deploy_bundle import COUNT, linear_onnx, write_small_bundle
+from deploy_bundle import COUNT, bundle_parts, linear_onnx, npy, write_small_bundle
 
+from deploy.bundle.read import open_bundle
+from deploy.bundle.tolerance import Tolerance
+from deploy.bundle.write import write_bundle
 from deploy.errors import BadInputError
 from deploy.measure.bench import STAGES, bench, cpu_model
 from deploy.runtime.runner import open_runner
 
 
 class CountingRunner:
-    """Runs the bundle, counts its calls, and is wrong from a given call on."""
+    """Runs the bundle, counts its calls, and is wrong from a given call on, until another."""
 
-    def __init__(self, bundle, wrong_from=10**9):
+    def __init__(self, bundle, wrong_from=10**9, wrong_until=10**9):
         self._runner = open_runner(bundle, backend="onnxruntime", precision="fp32")
         self.name, self.precision, self.threads = self._runner.name, "fp32", 1
-        self.calls, self._wrong_from = 0, wrong_from
+        self.calls, self._wrong = 0, range(wrong_from + 1, wrong_until + 1)
 
     def __call__(self, batch):
         self.calls += 1
         logits = self._runner(batch)
-        return logits[:, ::-1] if self.calls > self._wrong_from else logits
+        return logits[:, ::-1] if self.calls in self._wrong else logits
 
     def close(self):
         self._runner.close()
@@ -35,7 +39,7 @@ def bundle(tmp_path):
 def test_a_counted_run_keeps_every_sample_and_leaves_the_warm_up_out(bundle):
     runner, told = CountingRunner(bundle), []
     result = bench(bundle, runner, count=30, warmup=7, on_progress=told.append)
-    assert runner.calls == 37
+    assert runner.calls == 37 + COUNT  # which are not timed, but checked
     assert result.count == 30
     assert {stage: len(samples) for stage, samples in result.samples_ms.items()} == {
         **dict.fromkeys(STAGES, 30),
@@ -68,6 +72,35 @@ def test_outputs_that_go_wrong_during_the_run_are_found(bundle):
     assert not result.check.passed
 
 
+def test_outputs_that_were_wrong_only_while_they_were_timed_are_found(bundle):
+    runner = CountingRunner(bundle, wrong_from=500, wrong_until=1000)
+    check = bench(bundle, runner, count=1500, warmup=0).check
+    assert check.golden.passed and not check.passed
+    assert 0 < check.changed < check.count and "not those of the same images" in check.reasons[0]
+
+
+def flipping(path, images):
+    """A bundle that answers the first images otherwise than its reference; it may do so for 2."""
+    manifest, contents = bundle_parts(tolerance=Tolerance(1.0, 4 / COUNT, "a test"))
+    reference = np.load(io.BytesIO(contents["golden/outputs.npy"]))
+    for row in reference[:images]:
+        row[row.argmin()] = row.max() + 1e-3
+    write_bundle(path, manifest, contents | {"golden/outputs.npy": npy(reference)})
+    return open_bundle(path)
+
+
+@pytest.mark.parametrize("warmup", range(COUNT))  # by which the image changes that is kept
+@pytest.mark.parametrize(("images", "passed"), [(2, True), (3, False)])
+def test_whichever_images_are_kept_the_tolerance_is_held_against_all(
+    tmp_path, images, passed, warmup
+):
+    bundle = flipping(tmp_path / "b", images)
+    check = bench(bundle, CountingRunner(bundle), count=1, warmup=warmup).check
+    assert (check.count, check.changed, check.passed) == (1, 0, passed)
+    assert check.golden.top1_agreement == pytest.approx(1 - images / COUNT)
+    assert check.golden.count == COUNT
+
+
 def test_a_wrong_model_is_found_in_the_shortest_run(tmp_path):
     bundle = write_small_bundle(tmp_path / "w", **{"model.fp32.onnx": linear_onnx(-np.eye(3))})
     assert not bench(bundle, CountingRunner(bundle), count=1).check.passed
@@ -87,7 +120,7 @@ def test_a_batch_is_one_sample_of_several_images(bundle):
     runner = CountingRunner(bundle)
     result = bench(bundle, runner, count=50, warmup=5, batch=4)
     assert (result.count, result.batch, result.warmup) == (13, 4, 8)
-    assert runner.calls == 13 + 2
+    assert runner.calls == 13 + 2 + 3  # of 6 images, four in turn: 3 batches until all is as before
     total_s = sum(result.samples_ms["end to end"]) / 1e3
     assert result.images_per_second == pytest.approx(52 / total_s)
     assert result.check.passed and result.check.count % 4 == 0

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from deploy_bundle import linear_onnx, write_small_bundle
+from deploy_bundle import COUNT, linear_onnx, write_small_bundle
 from test_bench import CountingRunner
 
 from deploy.errors import BadInputError
@@ -63,14 +63,14 @@ def test_each_begins_every_second_alternation(bundle):
     first, second = Named(bundle), Named(bundle)
     first.label, second.label = "A", "B"
     pair(bundle, first, second, alternations=20, warmup=0)
-    assert "".join(order) == "AAAAABBBBBBBBBBAAAAA" * 10
+    assert "".join(order) == "AAAAABBBBBBBBBBAAAAA" * 10 + "A" * COUNT + "B" * COUNT  # the check
 
 
 def test_a_short_run_still_has_twenty_alternations(bundle):
     runner = CountingRunner(bundle)
     result = pair(bundle, runner, runner, duration_s=1e-6, warmup=0)
     assert result.alternations == LEAST_ALTERNATIONS == 20
-    assert runner.calls == 2 * 20 * 5
+    assert runner.calls == 2 * (20 * 5 + COUNT)
     with pytest.raises(BadInputError, match="20 alternations or more"):
         pair(bundle, runner, runner, alternations=19)
 

@@ -16,10 +16,9 @@ from typing import Any
 from deploy.board.state import BoardState
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
-from deploy.measure.compare import Comparison
 from deploy.measure.energy import Energy, measure_energy
 from deploy.measure.monitor import Monitor, Validity, judge_states, watch_idle
-from deploy.measure.pipeline import END_TO_END, STAGES, Pipeline
+from deploy.measure.pipeline import END_TO_END, STAGES, OutputCheck, Pipeline
 from deploy.measure.statistics import Summary, summarize
 from deploy.runtime.runner import Runner
 
@@ -40,7 +39,7 @@ class BenchResult:
         warmup: Images before the timed ones.
         samples_ms: For each of STAGES that was run, and END_TO_END, every sample in order, in ms:
             one a batch.
-        check: The sampled outputs against the golden ones.
+        check: Whether the outputs were right.
         states: What the board said before, during and after it.
         validity: What that means for the figures.
         energy: Of an image; None where no power is measured.
@@ -54,7 +53,7 @@ class BenchResult:
     batch: int
     warmup: int
     samples_ms: dict[str, tuple[float, ...]]
-    check: Comparison
+    check: OutputCheck
     states: tuple[BoardState, ...]
     validity: Validity
     energy: Energy | None

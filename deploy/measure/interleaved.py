@@ -15,9 +15,8 @@ from typing import Any
 
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
-from deploy.measure.compare import Comparison
 from deploy.measure.monitor import Monitor, Validity, judge_states
-from deploy.measure.pipeline import END_TO_END, Pipeline
+from deploy.measure.pipeline import END_TO_END, OutputCheck, Pipeline
 from deploy.measure.statistics import Ratio, median_ratio
 from deploy.runtime.runner import Runner
 
@@ -36,14 +35,14 @@ class Contender:
         backend: What ran it.
         precision: Which variant.
         blocks_ms: Its median end-to-end time of an image, alternation by alternation.
-        check: The sampled outputs against the golden ones.
+        check: Whether the outputs were right.
     """
 
     bundle: str
     backend: str
     precision: str
     blocks_ms: tuple[float, ...]
-    check: Comparison
+    check: OutputCheck
 
     @property
     def median_ms(self) -> float:

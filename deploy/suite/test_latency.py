@@ -11,7 +11,10 @@ Record = Callable[[str, object], None]
 
 
 def test_timed_outputs_are_right(timed: BenchResult) -> None:
-    """A sample of the outputs that were timed, against the golden ones."""
+    """A sample of what was timed is what the same images give again, and that is as the reference.
+
+    The one to the bit; the other by the variant's own tolerance, on all golden images.
+    """
     if not timed.check.passed:
         pytest.fail("; ".join(timed.check.reasons), pytrace=False)
 
