@@ -4,6 +4,7 @@ Inputs are read where they lie and outputs written where they are wanted (I/O bi
 copied on the way.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
 from deploy.runtime.tensors import batch_shape, check_batch, check_out, same_shape, shown_shape
 
-__all__ = ["OrtRunner", "runtime_name"]
+__all__ = ["OrtRunner", "open_session", "run_bound", "runtime_name"]
 
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -35,25 +36,13 @@ class OrtRunner:
     """
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
-        ort = _onnxruntime()
         self.name = f"{runtime_name()} CPU"
         self.precision = precision
         self.threads = 1 if threads is None else threads
         self._input = bundle.manifest.inputs[0]
         self._output = bundle.manifest.outputs[0]
         file = bundle.manifest.variants[precision].file
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3  # errors; warnings would mix with the command's own output
-        model = bundle.read(file)
-        try:
-            session = ort.InferenceSession(model, options, providers=[_PROVIDER])
-        except Exception as error:  # its exception classes share no documented base
-            raise _unusable(file, f"ONNX Runtime says: {error}") from error
-        if session.get_providers() != [_PROVIDER]:
-            raise _unusable(file, f"it would run on {', '.join(session.get_providers())}")
+        session = open_session(bundle.read(file), file=file, threads=self.threads)
         _check_tensors(file, session.get_inputs(), self._input)
         _check_tensors(file, session.get_outputs(), self._output)
         self._session: Any = session
@@ -75,16 +64,62 @@ class OrtRunner:
             out = np.empty(batch_shape(self._output, len(batch)), self._dtype)
         else:
             check_out(out, self._output, len(batch))
-        binding = self._binding
-        binding.bind_cpu_input(self._input.name, np.ascontiguousarray(batch))
-        binding.bind_output(self._output.name, "cpu", 0, self._dtype, out.shape, out.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        inputs, outputs = {self._input.name: batch}, {self._output.name: out}
+        run_bound(self._session, self._binding, inputs=inputs, outputs=outputs)
         return out
 
     def close(self) -> None:
         """Free the session's memory."""
         self._binding = None
         self._session = None
+
+
+def open_session(model: bytes, *, file: str, threads: int) -> Any:
+    """Load a model, for the CPU and nothing else.
+
+    Args:
+        model: An ONNX file.
+        file: Its name, for the error.
+        threads: Threads within an operator.
+
+    Raises:
+        BadInputError: ONNX Runtime is missing, or cannot load it.
+    """
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors; warnings would mix with the command's own output
+    try:
+        session = ort.InferenceSession(model, options, providers=[_PROVIDER])
+    except Exception as error:  # its exception classes share no documented base
+        raise _unusable(file, f"ONNX Runtime says: {error}") from error
+    if session.get_providers() != [_PROVIDER]:
+        raise _unusable(file, f"it would run on {', '.join(session.get_providers())}")
+    return session
+
+
+def run_bound(
+    session: Any,
+    binding: Any,
+    *,
+    inputs: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+) -> None:
+    """Run a session on inputs where they lie, into outputs where they are wanted.
+
+    Args:
+        session: From `open_session`.
+        binding: Of this session.
+        inputs: By name.
+        outputs: By name, contiguous, of the type and shape that will be computed.
+    """
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, np.asarray(array, order="C"))
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    session.run_with_iobinding(binding)
 
 
 def runtime_name() -> str:
