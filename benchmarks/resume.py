@@ -38,6 +38,7 @@ regularize:
   - stochastic_depth: {rate: 0.2, where: residual}
 ema: {decay: 0.95}
 """
+_TIMES = ("images_per_second", "time_s", "cpu_s")
 EDGEREG = "import sys; from edgereg.cli import main; sys.exit(main())"
 
 
@@ -122,7 +123,7 @@ def _outcome(root: Path, out: str) -> tuple[bytes, Any, Any]:
     """Return the weights (EMA's), the metrics, and each epoch of the log without its times."""
     metrics = json.loads((root / out / "checkpoint.json").read_text())["metrics"]
     epochs = [
-        {key: value for key, value in line.items() if key not in ("images_per_second", "time_s")}
+        {key: value for key, value in line.items() if key not in _TIMES}
         for line in _events(root, out)
         if line["event"] == "epoch"
     ]
