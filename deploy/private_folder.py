@@ -6,7 +6,14 @@ from pathlib import Path
 
 from deploy.errors import BadInputError
 
-__all__ = ["private_folder"]
+__all__ = ["default_folder", "private_folder"]
+
+
+def default_folder() -> Path:
+    """Return $EDGEREG_CACHE, else `edgereg/engines` in the user's cache."""
+    if chosen := os.environ.get("EDGEREG_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgereg/engines"
 
 
 def private_folder(path: Path, *, what: str) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 from deploy import commands as device_commands
 from deploy.errors import ExplainedError
 from edgereg import __version__
-from edgereg import commands as host_commands
 
 __all__ = ["build_parser", "main"]
 
@@ -20,8 +19,13 @@ class _Verb(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; nothing heavy is imported before a command runs."""
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser; nothing heavy is imported before a command runs.
+
+    Args:
+        verb: The command that will be parsed, if it is known. One that runs on the device is then
+            the only one that is built: its start counts.
+    """
     parser = argparse.ArgumentParser(
         prog="edgereg",
         description="From images, labelled or not, to a small, proved model on an embedded GPU.",
@@ -34,11 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         parser_class=parser_class,
     )
-    host_commands.add_commands(verbs)
-    device_commands.add_commands(verbs)
-    host_commands.add_last_commands(verbs)
-    for verb in verbs.choices.values():
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if verb in device_commands.VERBS:
+        device_commands.add_commands(verbs, [verb])
+    else:
+        from edgereg import commands as host_commands
+
+        host_commands.add_commands(verbs)
+        device_commands.add_commands(verbs)
+        host_commands.add_last_commands(verbs)
+    for command in verbs.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -48,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 fine, 1 a check failed, 2 wrong use or bad input, 75 stopped with a state to go on from.
     """
-    parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(argv[0] if argv else None)
     args, rest = parser.parse_known_args(argv)
     strange = rest and not rest[0].startswith("--")
     if rest and (strange or not getattr(args, "takes_recipe_flags", False)):

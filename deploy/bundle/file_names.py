@@ -1,10 +1,11 @@
 """What the files of a bundle may be called, and what the manifest and its digest are."""
 
+import hashlib
 import re
 
 from deploy.errors import BadInputError
 
-__all__ = ["DIGEST_NAME", "MANIFEST_NAME", "check_file_names", "file_name_problem"]
+__all__ = ["DIGEST_NAME", "MANIFEST_NAME", "check_file_names", "digest_line", "file_name_problem"]
 
 MANIFEST_NAME = "manifest.json"
 DIGEST_NAME = "manifest.json.sha256"  # in the format of sha256sum, so that `sha256sum -c` reads it
@@ -27,6 +28,11 @@ def check_file_names(names: list[str]) -> None:
             found=problem,
             remedy="rename the file",
         )
+
+
+def digest_line(manifest_bytes: bytes) -> bytes:
+    """The content of manifest.json.sha256, which guards the one file that cannot list itself."""
+    return f"{hashlib.sha256(manifest_bytes).hexdigest()}  {MANIFEST_NAME}\n".encode()
 
 
 def file_name_problem(names: list[str]) -> str | None:

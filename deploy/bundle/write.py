@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.bundle.file_names import digest_line
 from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest, check_file_names
 from deploy.bundle.manifest_json import manifest_to_bytes
 from deploy.errors import BadInputError
@@ -52,8 +53,3 @@ def write_bundle(
         (staging / MANIFEST_NAME).write_bytes(manifest_bytes)
         (staging / DIGEST_NAME).write_bytes(digest_line(manifest_bytes))
     return manifest
-
-
-def digest_line(manifest_bytes: bytes) -> bytes:
-    """The content of manifest.json.sha256, which guards the one file that cannot list itself."""
-    return f"{hashlib.sha256(manifest_bytes).hexdigest()}  {MANIFEST_NAME}\n".encode()

@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from deploy import strict_json
 from deploy.errors import BadInputError, DeployError
-from deploy.private_folder import private_folder
+from deploy.private_folder import default_folder, private_folder
 from deploy.publish import publish_bytes
 from deploy.runtime.engine_key import PLACE, EngineKey, changed_fields
 
@@ -105,13 +105,6 @@ class Unusable:
 
     reasons: tuple[str, ...]
     is_tampered: bool = False
-
-
-def default_folder() -> Path:
-    """Return $EDGEREG_CACHE, else `edgereg/engines` in the user's cache."""
-    if chosen := os.environ.get("EDGEREG_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgereg/engines"
 
 
 class EngineCache:

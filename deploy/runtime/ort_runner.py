@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deploy.bundle.manifest import TensorSpec
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
+from deploy.runtime.heap import large_blocks_returned
 from deploy.runtime.tensors import batch_shape, check_batch, check_out, same_shape, shown_shape
 
 __all__ = ["OrtRunner", "open_session", "run_bound", "runtime_name"]
@@ -92,9 +93,11 @@ def open_session(model: bytes, *, file: str, threads: int) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; warnings would mix with the command's own output
     try:
-        session = ort.InferenceSession(model, options, providers=[_PROVIDER])
+        with large_blocks_returned():
+            session = ort.InferenceSession(model, options, providers=[_PROVIDER])
     except Exception as error:  # its exception classes share no documented base
         raise _unusable(file, f"ONNX Runtime says: {error}") from error
+    session._model_bytes = None  # kept for a second session on other providers, never for one
     if session.get_providers() != [_PROVIDER]:
         raise _unusable(file, f"it would run on {', '.join(session.get_providers())}")
     return session

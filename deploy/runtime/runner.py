@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from deploy.bundle.read import Bundle
 from deploy.errors import BadInputError
-from deploy.runtime.engines import chosen_precision, open_engine
 from deploy.runtime.first_load import assert_first_load
 from deploy.runtime.ort_runner import OrtRunner
 
@@ -56,7 +55,7 @@ def open_runner(
             Runtime fail at its first load, in a process of its own.
     """
     if precision is None:
-        precision = "fp32" if backend == "onnxruntime" else chosen_precision(bundle)
+        precision = "fp32" if backend == "onnxruntime" else _chosen_precision(bundle)
     if precision not in bundle.manifest.variants:
         raise BadInputError(
             "the precision must be one of the bundle's variants",
@@ -69,7 +68,19 @@ def open_runner(
     return BACKENDS[backend](bundle, precision, threads)
 
 
+def _chosen_precision(bundle: Bundle) -> str:
+    from deploy.runtime.engines import chosen_precision  # which every other start does without
+
+    return chosen_precision(bundle)
+
+
+def _open_engine(bundle: Bundle, precision: str, threads: int | None) -> Runner:
+    from deploy.runtime.engines import open_engine
+
+    return open_engine(bundle, precision, threads)
+
+
 BACKENDS: dict[Backend, Callable[[Bundle, str, int | None], Runner]] = {
     "onnxruntime": OrtRunner,
-    "tensorrt": open_engine,
+    "tensorrt": _open_engine,
 }

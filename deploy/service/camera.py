@@ -29,18 +29,13 @@ from numpy.typing import NDArray
 
 from deploy.errors import BadInputError, CheckFailedError
 
-__all__ = ["Camera", "CameraCounts", "camera_command", "is_camera"]
+__all__ = ["Camera", "CameraCounts", "camera_command"]
 
 _LAUNCH = "gst-launch-1.0"
 _CAMERA = re.compile(r"(v4l2:/dev/[A-Za-z0-9/_-]+|csi:[0-9]{1,2})")
 _MAX_AGE_S = 1.0
 _SILENCE_S = 5.0
 _STOP_S = 3.0
-
-
-def is_camera(text: str) -> bool:
-    """Whether a source is a camera: "v4l2:/dev/video0" or "csi:0"."""
-    return text.startswith(("v4l2:", "csi:"))
 
 
 def camera_command(text: str, *, width: int, height: int, fps: int) -> list[str]:

@@ -6,14 +6,22 @@ in, in/*.jpg, a.png, x.npy  a folder, a pattern, a picture, an array
 """
 
 from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING
 
 from deploy.errors import BadInputError
 from deploy.runtime.preprocess import Preprocessing, preprocess
-from deploy.service.camera import Camera, CameraCounts, camera_command, is_camera
 from deploy.service.pictures import Frame, Unreadable, expand, read_frames
 from deploy.service.video import VIDEO_SUFFIXES, read_video
 
-__all__ = ["read_camera", "read_sources"]
+if TYPE_CHECKING:
+    from deploy.service.camera import CameraCounts
+
+__all__ = ["is_camera", "read_camera", "read_sources"]
+
+
+def is_camera(text: str) -> bool:
+    """Whether a source is a camera: "v4l2:/dev/video0" or "csi:0"."""
+    return text.startswith(("v4l2:", "csi:"))
 
 
 def read_sources(
@@ -49,7 +57,7 @@ def read_camera(
     width: int,
     height: int,
     fps: int,
-    on_end: Callable[[CameraCounts], None],
+    on_end: "Callable[[CameraCounts], None]",
     command: Sequence[str] | None = None,
 ) -> Generator[Frame, None, None]:
     """Read a camera's newest fresh frames until the caller has enough.
@@ -67,6 +75,8 @@ def read_camera(
         BadInputError: There is no such camera, or no GStreamer.
         CheckFailedError: It has ended, or gives nothing fresh.
     """
+    from deploy.service.camera import Camera, camera_command  # whose imports cost a start
+
     if command is None:
         command = camera_command(name, width=width, height=height, fps=fps)
     with Camera(command, width=width, height=height) as camera:

@@ -1,8 +1,11 @@
 """What the verbs on a bundle share: its arguments, opening it, and the form of a JSON document."""
 
 import argparse
+import contextlib
+import gc
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +52,31 @@ def add_bundle_arguments(
 
 
 def open_runner_of(args: argparse.Namespace) -> "tuple[Bundle, Runner]":
-    """Open the bundle that the arguments name, and the runner that they ask for."""
-    from deploy.bundle.read import open_bundle
-    from deploy.runtime.runner import open_runner
+    """Open the bundle that the arguments name, and the runner that they ask for.
 
-    bundle = open_bundle(args.bundle)
-    runner = open_runner(
-        bundle, backend=args.backend, precision=args.precision, threads=args.threads
-    )
+    Call this before anything else that needs numpy: a start is mostly imports.
+    """
+    with _rare_collections():
+        from deploy.bundle.read import open_bundle
+        from deploy.runtime.runner import open_runner
+
+        keep = (args.precision or "fp32") if args.backend == "onnxruntime" else None
+        bundle = open_bundle(args.bundle, keep=keep)
+        runner = open_runner(
+            bundle, backend=args.backend, precision=args.precision, threads=args.threads
+        )
     return bundle, runner
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for garbage less often: what is imported stays, and the search takes a tenth of it."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def json_text(document: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from deploy.terminal import printable
 from deploy.verbs.arguments import add_bundle_arguments, open_runner_of, positive_int
 
 if TYPE_CHECKING:
+    from deploy.report.annotate import Annotator
     from deploy.runtime.preprocess import Preprocessing
     from deploy.service.camera import CameraCounts
     from deploy.service.infer import Answer
@@ -83,14 +84,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _infer(args: argparse.Namespace) -> int:
-    from deploy.report.annotate import Annotator
-    from deploy.service.camera import is_camera
-    from deploy.service.infer import answer
-    from deploy.service.notify import notify
-    from deploy.service.pictures import Unreadable
-
-    annotate = None if args.annotate is None else Annotator(args.annotate)
+    annotate = None if args.annotate is None else _annotator(args.annotate)
     bundle, runner = open_runner_of(args)
+    from deploy.service.infer import answer
+    from deploy.service.pictures import Unreadable
+    from deploy.service.sources import is_camera
+
     is_live = len(args.sources) == 1 and is_camera(args.sources[0])
     frames = _frames(args, bundle.manifest.preprocessing, is_live=is_live)
     width = max((len(printable(label)) for label in bundle.labels), default=0)
@@ -103,13 +102,22 @@ def _infer(args: argparse.Namespace) -> int:
                 unreadable += 1
             elif annotate is not None:
                 annotate(result[0].pixels, name=result[0].name, lines=_lines(result[1]))
-            if is_live:  # a heart beats for a fresh frame that was answered, and for nothing else
+            if is_live:
+                from deploy.service.notify import notify
+
+                # a heart beats for a fresh frame that was answered, and for nothing else
                 notify("READY=1\nWATCHDOG=1")
             if count == args.frames:
                 break
     if unreadable:
         print(f"edgereg: {unreadable} of {count} could not be read", file=sys.stderr)
     return 2 if unreadable else 0
+
+
+def _annotator(folder: Path) -> "Annotator":
+    from deploy.report.annotate import Annotator
+
+    return Annotator(folder)
 
 
 def _frames(
