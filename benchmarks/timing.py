@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deploy.measure.statistics import median_interval
 
-__all__ = ["Row", "compare"]
+__all__ = ["Row", "compare", "in_turns", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ def compare(
 ) -> Row:
     """Time two runs in turns; both have been warmed up."""
     ones, others = in_turns([first, second], rounds)
+    return row_of(name, ones, others, wanted=wanted, is_limit=is_limit)
+
+
+def row_of(
+    name: str,
+    ones: Sequence[float],
+    others: Sequence[float],
+    *,
+    wanted: float | None,
+    is_limit: bool = False,
+) -> Row:
+    """Compare the seconds of two runs, round by round."""
     ratios = sorted(other / one for one, other in zip(ones, others, strict=True))
     low, high = median_interval(ratios, confidence=0.95) or (ratios[0], ratios[-1])
     return Row(
@@ -75,7 +87,7 @@ def compare(
         is_limit=is_limit,
         first_ms=1e3 * statistics.median(ones),
         second_ms=1e3 * statistics.median(others),
-        n=rounds,
+        n=len(ratios),
     )
 
 
