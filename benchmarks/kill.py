@@ -4,7 +4,9 @@
     python benchmarks/kill.py --quick
 
 Exports of a tiny network are killed (SIGKILL) while they replace an earlier bundle: half of them at
-any moment, half while they write. So are writes of a cached verdict. Afterwards the bundle must be
+any moment, half while they write. So are writes of a cached verdict; installations of a bundle;
+what keeps a built engine; and, a tenth as many, whole builds by TensorRT-RTX, which is NVIDIA's
+builder and needs no GPU: no engine of TensorRT proper was built here. Afterwards the result must be
 one or the other, whole, at the latest after the next start; and what is left over is counted. A
 naive writer, without a staging directory, is killed too: the harness must notice.
 
@@ -17,17 +19,15 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from kill_device import another_bundle, kill_builds, kill_installs, kill_stores
+from killing import kill_writers, leftovers
 from setting import describe_setting
 
 from deploy import strict_json
@@ -40,63 +40,11 @@ from deploy.runtime.first_load import FORMAT_VERSION, FirstLoad, _read
 
 __all__ = ["bundle_parts", "full_disks", "kill_naive_writer", "kill_verdicts", "lost"]
 
-Write = Callable[[], None]
-Check = Callable[[], str]
 _HERE = Path(__file__)
 _PAGE_KB = 4
 _NO_NAMESPACE = "not run: no mount namespace to be had"
-
-
-def kill_writers(
-    write: Write, check: Check, start: Write, *, folder: Path, count: int, seed: int
-) -> Counter[str]:
-    """Kill a writer at a random moment of the time that it takes, again and again.
-
-    Args:
-        write: Replaces the result; runs in a fork.
-        check: Says "whole", "absent" or what else the result is.
-        start: What the next start of a writer does first.
-        folder: Where leftovers would be.
-        count: How many to kill.
-        seed: Of the moments.
-    """
-    rng = np.random.default_rng(seed)
-    took_s = np.median([_run(write, None)[1] for _ in range(5)])
-    tally: Counter[str] = Counter()
-    for _ in range(count):
-        was_killed, _ = _run(write, float(rng.uniform(0, took_s)))
-        tally["killed" if was_killed else "done before the kill"] += 1
-        tally[check()] += 1
-        tally[f"left over: {_leftovers(folder)}"] += 1
-        start()
-        tally[f"after the next start: {check()}"] += 1
-        tally[f"after the next start, left over: {_leftovers(folder)}"] += 1
-    return tally
-
-
-def _run(write: Write, kill_after_s: float | None) -> tuple[bool, float]:
-    """Write in a fork; the time runs from the moment that it begins."""
-    began, begin = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(begin, b"x")
-        try:
-            write()
-        finally:
-            os._exit(0)
-    os.close(begin)
-    os.read(began, 1)
-    os.close(began)
-    start = time.monotonic()
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status), time.monotonic() - start
-
-
-def _leftovers(folder: Path) -> int:
-    return sum(path.name.startswith(".staging-") for path in folder.iterdir())
+_NO_BUILDER = "not run: no TensorRT-RTX here"
+_BUILDS = 10  # of so many kills one is of a whole build, which takes seconds
 
 
 def bundle_state(path: Path) -> str:
@@ -139,25 +87,25 @@ def _fill(path: Path, manifest: Manifest, contents: dict[str, bytes]) -> str:
             if "No space left" not in str(error):
                 raise
     state = bundle_state(path)
-    if state != ("whole" if done else "absent") or _leftovers(path.parent):
-        return f"{state} after {done} writes, {_leftovers(path.parent)} left over"
+    if state != ("whole" if done else "absent") or leftovers(path.parent):
+        return f"{state} after {done} writes, {leftovers(path.parent)} left over"
     return ("refused, nothing there", "refused, the earlier one whole", "written twice")[done]
 
 
 def main() -> int:
     """Kill, fill, print, and say whether nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=300, help="of exports, and of cache writes")
+    parser.add_argument("--kills", type=int, default=300, help="of each of exports, verdicts, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="the figures, as JSON")
-    parser.add_argument("--quick", action="store_true", help="20 kills of each")
+    parser.add_argument("--quick", action="store_true", help="10 kills of each")
     parser.add_argument("--disk", type=Path, metavar="BUNDLE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.disk is not None:
         print(json.dumps(fill_disk(*bundle_parts(args.disk))))
         return 0
     if args.quick:
-        args.kills = 20
+        args.kills = 10
     with tempfile.TemporaryDirectory() as name:
         figures = _figures(Path(name), args.kills, args.seed)
     for title, tally in figures.items():
@@ -174,7 +122,8 @@ def lost(figures: dict[str, dict[str, int]]) -> list[str]:
     fine = {"whole", "absent", "killed", "done before the kill", "left over: 0", "left over: 1"}
     fine |= {"left over: 2", "after the next start: whole", "written twice"}
     fine |= {f"after the next start, left over: {n}" for n in (0, 1)}
-    fine |= {"refused, nothing there", "refused, the earlier one whole", _NO_NAMESPACE}
+    fine |= {"refused, nothing there", "refused, the earlier one whole"}
+    fine |= {_NO_NAMESPACE, _NO_BUILDER}
     found = [
         f"{title}: {word}"
         for title, tally in figures.items()
@@ -223,11 +172,23 @@ def _figures(folder: Path, kills: int, seed: int) -> dict[str, dict[str, int]]:
         )
     }
     figures["cached verdicts"] = kill_verdicts(folder / "verdicts", kills, seed=seed)
+    bundles = path, another_bundle(folder / "other.bundle", path)
+    (folder / "service").mkdir()
+    figures["installations"] = kill_installs(folder / "service", bundles, kills, seed=seed)
+    figures["engines, while they are stored"] = kill_stores(folder / "stored", kills, seed=seed)
+    figures["engines, at any moment"] = _kill_builds(folder / "built", path, kills, seed=seed)
     figures["naive writer"] = kill_naive_writer(
         folder / "naive" / "b", manifest, contents, max(20, kills // 10), seed=seed
     )
     figures["full disks"] = full_disks(path)
     return {title: dict(tally) for title, tally in figures.items()}
+
+
+def _kill_builds(folder: Path, bundle: Path, kills: int, *, seed: int) -> Counter[str]:
+    try:
+        return kill_builds(folder, bundle, max(2, kills // _BUILDS), seed=seed)
+    except ImportError:
+        return Counter({_NO_BUILDER: 1})
 
 
 def kill_verdicts(folder: Path, count: int, *, seed: int) -> Counter[str]:
