@@ -123,7 +123,8 @@ def write_int8(
     proto = onnx.load_model_from_string(model)
     chosen = _chosen(proto.graph, exclude)
     owners = _owners(proto.graph)
-    followers = {node.name for node in _followers(proto.graph)}
+    made = {t for node in proto.graph.node if node.name in chosen for t in node.output}
+    followers = {node.name for node in _followers(proto.graph) if node.input[0] in made}
     inferred = onnx.shape_inference.infer_shapes(proto)
     inferred.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # or it does it again
     quantizer = QDQQuantizer(

@@ -10,7 +10,7 @@ Source: Wu et al., "Integer quantization for deep learning inference", arXiv:200
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,8 @@ class Quantized:
         model: The ONNX file.
         method: How its ranges were chosen.
         layers: How many layers have weights.
-        left: The layers in float, the most sensitive first, each with the reason.
+        left: The layers in float, the most sensitive first, each with the reason; then those that
+            were in float from the start.
         sqnr_db: Of its logits, on the held-back images.
         tried: Every model that was measured, in order.
     """
@@ -73,6 +74,7 @@ def quantize_until(
     scheme: Scheme,
     held_back: NDArray[np.float32],
     is_good: Callable[[bytes], bool],
+    in_float: Mapping[str, str] | None = None,
     methods: Sequence[Method] = METHODS,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Quantized:
@@ -89,6 +91,7 @@ def quantize_until(
             more, the surer the choice; 16 to 64 will do.
         is_good: The accuracy gate, on validation data. It must not run a graph for a GPU or for
             Arm by the integer kernels of an x86: `run_emulated` does not.
+        in_float: Layers that are never in int8, each with the reason; not all of them.
         methods: Those to choose from.
         on_stage: Is told, in a phrase, what was measured.
 
@@ -98,7 +101,13 @@ def quantize_until(
             is not.
     """
     search = _Search(
-        model, batches, scheme=scheme, held_back=held_back, methods=methods, on_stage=on_stage
+        model,
+        batches,
+        scheme=scheme,
+        held_back=held_back,
+        in_float=in_float or {},
+        methods=methods,
+        on_stage=on_stage,
     )
     scores = {method: search.measure(method) for method in methods}
     best = max(scores, key=lambda method: scores[method])  # the first of equals
@@ -134,23 +143,27 @@ class _Search:
         *,
         scheme: Scheme,
         held_back: NDArray[np.float32],
+        in_float: Mapping[str, str],
         methods: Sequence[Method],
         on_stage: Callable[[str], None],
     ) -> None:
         self.model, self.scheme, self.held_back, self.on_stage = model, scheme, held_back, on_stage
-        self.layers = layers_of(model)
+        self.in_float = dict(in_float)
+        self.total = len(layers_of(model))
+        self.layers = tuple(name for name in layers_of(model) if name not in in_float)
         self.tried: list[Trial] = []
         histograms = collect_histograms(model, batches, observed_tensors(model, scheme))
         self.ranges = {method: find_ranges(histograms, method) for method in methods}
         self.reference = run_emulated(model, held_back)
 
     def write(self, method: Method, left: Collection[str]) -> bytes:
-        return write_int8(self.model, self.ranges[method], scheme=self.scheme, exclude=left)
+        exclude = {*left, *self.in_float}
+        return write_int8(self.model, self.ranges[method], scheme=self.scheme, exclude=exclude)
 
     def measure(self, method: Method) -> float:
-        """Return the SQNR of a method with all layers in int8."""
+        """Return the SQNR of a method with all layers in int8 that may be."""
         sqnr = sqnr_db(run_emulated(self.write(method, ()), self.held_back), self.reference)
-        self.tried.append(Trial(method, 0, sqnr, None))
+        self.tried.append(Trial(method, len(self.in_float), sqnr, None))
         self.on_stage(f"int8, {method}: {sqnr:.1f} dB")
         return sqnr
 
@@ -174,15 +187,17 @@ class _Search:
         """Write, measure and judge one model; return it if it is good."""
         model = self.write(method, left)
         sqnr = sqnr_db(run_emulated(model, self.held_back), self.reference)
-        trial = Trial(method, len(left), sqnr, is_good(model))
+        count = len(left) + len(self.in_float)
+        trial = Trial(method, count, sqnr, is_good(model))
         self.tried.append(trial)
         verdict = "good" if trial.is_good else "not good"
-        self.on_stage(f"int8, {method}, {len(left)} layers in float: {sqnr:.1f} dB, {verdict}")
+        self.on_stage(f"int8, {method}, {count} layers in float: {sqnr:.1f} dB, {verdict}")
         reasons = {
             layer: f"alone in int8 it leaves the logits {alone:.1f} dB above the noise"
             for layer, alone in left.items()
         }
-        found = Quantized(model, method, len(self.layers), reasons, sqnr, tuple(self.tried))
+        reasons |= self.in_float
+        found = Quantized(model, method, self.total, reasons, sqnr, tuple(self.tried))
         return found if trial.is_good else None
 
 

@@ -22,6 +22,7 @@ from export.emulate_fp16 import emulate_fp16
 from export.mixed_precision import to_fp16
 from export.run_onnx import Run, open_run
 from export.sensitivity import quantize_until
+from export.small_layers import small_layers
 from export.targets import Precision, Target
 
 __all__ = [
@@ -136,6 +137,7 @@ def make_variant(
         scheme=target.scheme,
         held_back=preprocess(calibration[:held], 0),
         is_good=is_good,
+        in_float=small_layers(fp32, target.int8_least),
         on_stage=on_stage,
     )
     details: dict[str, Any] = {
