@@ -80,6 +80,8 @@ def _service(path: Path, *, layers: int) -> Iterator[tuple[int, int]]:
     finally:
         child.send_signal(signal.SIGTERM)
         code = child.wait(60)
+        assert child.stdout is not None
+        child.stdout.close()
     assert code == 0, f"exit code {code} after SIGTERM"
 
 
