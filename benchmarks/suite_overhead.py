@@ -21,7 +21,7 @@ from edgereg.train.optim import build_optimizer
 from edgereg.train.step import Part, Stepper
 from edgereg.train.supervised import Supervised
 
-__all__ = ["compare_steps"]
+__all__ = ["compare_steps", "step_of"]
 
 _SUITE: dict[str, Any] = {
     "label_smoothing": 0.1,
@@ -48,8 +48,10 @@ def compare_steps(*, quick: bool) -> list[Row]:
     """Time the steps of each case, without and with the suite."""
     rows = []
     for name, config, batch, wanted in _CASES:
-        plain = _step(Recipe(model=config, batch_size=batch))
-        suite = _step(dataclasses.replace(recipe_from_json(_SUITE), model=config, batch_size=batch))
+        plain = step_of(Recipe(model=config, batch_size=batch))
+        suite = step_of(
+            dataclasses.replace(recipe_from_json(_SUITE), model=config, batch_size=batch)
+        )
         for run in (plain, suite):
             run()
         size = config.image_size
@@ -60,7 +62,7 @@ def compare_steps(*, quick: bool) -> list[Row]:
     return rows
 
 
-def _step(recipe: Recipe) -> Callable[[], None]:
+def step_of(recipe: Recipe) -> Callable[[], None]:
     """Return what takes the next step of a training."""
     count, size = recipe.batch_size, recipe.model.image_size
     model = build_model(recipe.model, num_classes=_CLASSES)

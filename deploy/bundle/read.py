@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class Bundle:
         """The classes' names, in the order of the logits."""
         return self.manifest.labels
 
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.manifest.files}
+
     def read(self, name: str) -> bytes:
         """The content of a file that the manifest lists, hashed again.
 
@@ -58,7 +63,7 @@ class Bundle:
         """
         if name in self._checked:
             return self._checked.pop(name)
-        entry = {entry.path: entry for entry in self.manifest.files}[name]
+        entry = self._entries[name]
         _check_size(self.path, entry)
         data = (self.path / name).read_bytes()
         _check_digest(self.path, entry, hashlib.sha256(data).hexdigest())
