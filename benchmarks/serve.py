@@ -91,7 +91,7 @@ def _send_malformed(port: int, count: int) -> bool:
     for _ in range(count):
         data = _malformed(draw)
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+            with _connect(port) as connection:
                 connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
                 said = b""
@@ -219,7 +219,7 @@ def _offer(
     """
     body, headers = _binary_body()
     request = _post(body, extra=f"{HEADER_LENGTH}: {headers[HEADER_LENGTH]}")
-    free = [socket.create_connection(("127.0.0.1", port), timeout=HANG_S) for _ in range(clients)]
+    free = collections.deque(_connect(port) for _ in range(clients))
     statuses: collections.Counter[int] = collections.Counter()
     times: list[float] = []
     begun, sent = time.monotonic(), 0
@@ -227,7 +227,7 @@ def _offer(
         while time.monotonic() - begun < seconds or busy.get_map():
             now = time.monotonic()
             while free and now - begun < seconds and now >= begun + sent * distance_s:
-                connection = free.pop()
+                connection = _open_again(free.popleft(), port)
                 connection.sendall(request)
                 busy.register(connection, selectors.EVENT_READ, time.monotonic())
                 sent += 1
@@ -242,6 +242,23 @@ def _offer(
     for connection in free:
         connection.close()
     return statuses, times
+
+
+def _connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=HANG_S)
+
+
+def _open_again(connection: socket.socket, port: int) -> socket.socket:
+    """A kept connection, or a new one if the service has closed it, as it may what lies idle."""
+    try:
+        is_closed = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:  # nothing to be read: it is open
+        return connection
+    except OSError:
+        is_closed = True
+    assert is_closed, "an answer that nobody asked for"
+    connection.close()
+    return _connect(port)
 
 
 def _percentile(times: list[float], q: float) -> float:

@@ -2,6 +2,8 @@
 
 import http.server
 import random
+import select
+import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -53,6 +55,18 @@ def test_a_service_that_hangs_is_noticed(capsys, monkeypatch):
         assert not serve._send_malformed(port, 3)
         done.set()
     assert "hang" in capsys.readouterr().out
+
+
+def test_a_kept_connection_that_the_service_has_closed_is_opened_again():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        kept = serve._connect(port)
+        peer, _ = listener.accept()
+        assert serve._open_again(kept, port) is kept
+        peer.close()
+        assert select.select([kept], [], [], 10)[0]
+        with serve._open_again(kept, port) as other:
+            assert other is not kept and kept.fileno() == -1
 
 
 @pytest.mark.parametrize("seed", range(3))
