@@ -23,6 +23,7 @@ from onnxruntime.quantization import (
 
 from deploy.errors import BadInputError
 from export.calibrate import collect_histograms
+from export.matmul_bias import part_biases
 from export.ranges import Method, find_ranges
 from export.targets import Scheme
 
@@ -140,6 +141,8 @@ def write_int8(
     written: onnx.ModelProto = quantizer.model.model
     if scheme == "tensorrt":
         _free_other_readers(written.graph, chosen)
+    else:
+        part_biases(written.graph, _ranks(inferred.graph), chosen)
     _sort_nodes(written.graph)
     _name_nodes(written.graph, owners)
     _clean(written, proto)
@@ -231,6 +234,18 @@ def _free_other_readers(graph: onnx.GraphProto, chosen: Collection[str]) -> None
         if node.name not in chosen:
             for i, name in enumerate(node.input):
                 node.input[i] = original.get(name, name)
+
+
+def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return how many dimensions each tensor has whose size shape inference tells."""
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)
+    }
+    return {
+        name: len(dims)
+        for name, dims in shapes.items()
+        if all(dim.HasField("dim_value") for dim in dims)
+    }
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
