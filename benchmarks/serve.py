@@ -17,6 +17,7 @@ import http.client
 import io
 import json
 import random
+import select
 import selectors
 import signal
 import socket
@@ -250,13 +251,8 @@ def _connect(port: int) -> socket.socket:
 
 def _open_again(connection: socket.socket, port: int) -> socket.socket:
     """A kept connection, or a new one if the service has closed it, as it may what lies idle."""
-    try:
-        is_closed = connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:  # nothing to be read: it is open
+    if not select.select([connection], [], [], 0)[0]:  # nothing to be read, not even an end
         return connection
-    except OSError:
-        is_closed = True
-    assert is_closed, "an answer that nobody asked for"
     connection.close()
     return _connect(port)
 

@@ -61,9 +61,8 @@ def test_a_kept_connection_that_the_service_has_closed_is_opened_again():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         kept = serve._connect(port)
-        peer, _ = listener.accept()
-        assert serve._open_again(kept, port) is kept
-        peer.close()
+        with listener.accept()[0]:
+            assert serve._open_again(kept, port) is kept
         assert select.select([kept], [], [], 10)[0]
         with serve._open_again(kept, port) as other:
             assert other is not kept and kept.fileno() == -1
