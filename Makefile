@@ -1,11 +1,13 @@
-# Two commands from a fresh clone: `make demo` and `make test`. Each makes its own virtual environment.
+# From a fresh clone: `make demo`, `make test`, `make bench`. Each makes its own virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= demo-out
+BENCH_OUT ?= bench-out
+BENCHMARKS := latency training start scale
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -13,6 +15,14 @@ demo: $(READY)
 
 test: lint $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Against what people use today; hours on idle cores. `make bench QUICK=1`: a few minutes, machinery and direction.
+bench:
+	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS))
+
+bench-%: $(READY)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python benchmarks/$*.py $(if $(filter start,$*),--json $(BENCH_OUT)/start.json,--out $(BENCH_OUT)/$*) $(if $(QUICK),--quick)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,4 +37,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO_OUT) $(BENCH_OUT) .mypy_cache .pytest_cache .ruff_cache

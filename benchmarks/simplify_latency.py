@@ -19,13 +19,11 @@ fewer nodes or a ratio is above 1.10.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,8 @@ import onnx
 import timm
 import torch
 import torchvision
+from install import install
+from peers import plain, slimmed
 from setting import describe_setting
 from timing import Row, compare
 from torch import Tensor, nn
@@ -87,42 +87,6 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 def ours(model: nn.Module, x: Tensor) -> bytes:
     """Return what edgereg exports."""
     return to_onnx(simplify(model, (x,)).model, (x,), target=_TARGET, max_batch=2)
-
-
-def plain(model: nn.Module, x: Tensor, *, opset: int, is_fixed: bool = False) -> bytes:
-    """Return what torch's exporter writes of a model as it is, for any batch size or for x's."""
-    program = torch.onnx.export(
-        model,
-        (x,),
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=None if is_fixed else ({0: torch.export.Dim("batch", min=1)},),
-        input_names=["images"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
-
-
-def slimmed(file: bytes) -> bytes:
-    """Return what onnxslim makes of a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        if find_spec("onnxslim") is None:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-            subprocess.run(  # what else it needs comes with torch and onnx
-                [*command, "--target", folder, "onnxslim", "colorama"],
-                check=True,
-                capture_output=True,
-                timeout=120,
-            )
-            sys.path.append(folder)
-        import onnxslim
-
-        slim: Any = onnxslim.slim
-        proto = slim(onnx.load_model_from_string(file))
-    return bytes(proto.SerializeToString())
 
 
 def count_nodes(name: str, *, quick: bool) -> tuple[list[Count], bytes, bytes]:
@@ -206,7 +170,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     counted = "ViT-Ti of 4 blocks" if options.quick else "ViT-S"
     wanted = _EASED if options.quick else _WANTED
-    counts, mine, theirs = count_nodes(counted, quick=options.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.quick:
+            install(Path(folder), ["onnxslim", "colorama"])
+        counts, mine, theirs = count_nodes(counted, quick=options.quick)
     for count in counts:
         print(f"{counted}, nodes, {count.to_text()}", flush=True)
     rows = []
