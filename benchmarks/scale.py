@@ -7,8 +7,9 @@ Our CNN at 32 px. DIR holds CLASS/*.jpg to copy from; without it images are draw
 *export* measures the accuracy on all images; it wants 64 at least, so that its first size is 64.
 *verify* answers the golden images and the labelled sample, of at most 2,000 images: a bundle has
 4,096 files at most. *infer* answers all. Each is a process of its own, started as a user would;
-with 2 processes each gets half of the images and they run at the same time. Memory is the most that
-a process has had resident; "cpu" is the processor's time of all, which other jobs disturb less.
+2 processes run at the same time: of infer each answers half of the images, else each does the whole
+work, on twice the images together. Memory is the most that a process has had resident; "cpu" is the
+processor's time of all, which other jobs disturb less.
 
 *linear*: what an image costs between the two largest sizes / between the two before, in processor
 time. *flat*: memory at the largest size / at the one before. *loop*: images per second of infer's
@@ -80,20 +81,24 @@ def run(commands: Sequence[Sequence[str]]) -> tuple[float, float, float]:
         SystemExit: One of them failed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    children = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-        for command in commands
-    ]
     cpu_s, megabytes = 0.0, 0.0
-    for child, command in zip(children, commands, strict=True):
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise SystemExit(f"error: {' '.join(command)} ended with {child.returncode}")
-        cpu_s += usage.ru_utime + usage.ru_stime
-        megabytes = max(megabytes, usage.ru_maxrss / 1024)
-    return time.perf_counter() - began, cpu_s, megabytes
+    with tempfile.TemporaryFile() as said:
+        began = time.perf_counter()
+        children = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+            for command in commands
+        ]
+        for child, command in zip(children, commands, strict=True):
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
+                said.seek(0)
+                shown = f"{' '.join(command)} ended with {child.returncode}"
+                raise SystemExit(f"error: {shown}\n{said.read().decode(errors='replace')}")
+            cpu_s += usage.ru_utime + usage.ru_stime
+            megabytes = max(megabytes, usage.ru_maxrss / 1024)
+        seconds = time.perf_counter() - began
+    return seconds, cpu_s, megabytes
 
 
 def judge(points: Sequence[Point], limits: Limits) -> list[str]:
@@ -176,9 +181,8 @@ class Work:
 
     def measure(self, command: str, size: int, processes: int) -> Point:
         """Run a command, on so many images in all."""
-        part = size // processes
         if command == "infer":
-            commands = [self._infer(part, size)] * processes
+            commands = [self._infer(size, i, processes) for i in range(processes)]
         elif command == "verify":
             commands = [["verify", str(self.bundle(size))]] * processes
         else:
@@ -203,13 +207,9 @@ class Work:
         options = ["--target", "onnxruntime-x86", "--holdout", sample, "--force"]
         return ["export", checkpoint, "--data", self.images(size), "--out", str(out), *options]
 
-    def _infer(self, part: int, size: int) -> list[str]:
-        names = [self.images(size)] if part == size else self._half(size)
-        return ["infer", str(self.bundle(LEAST_EXPORT)), *names, "--top-k", "1"]
-
-    def _half(self, size: int) -> list[str]:
-        classes = sorted(Path(self.images(size)).iterdir())
-        return [str(path) for path in classes[: len(classes) // 2]]
+    def _infer(self, size: int, part: int, parts: int) -> list[str]:
+        folders = sorted(Path(self.images(size)).iterdir())[part::parts]  # one a class
+        return ["infer", str(self.bundle(LEAST_EXPORT)), *map(str, folders), "--top-k", "1"]
 
 
 def compare_loop(work: Work, *, rounds: int, wanted: float) -> Row:
