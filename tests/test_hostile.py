@@ -98,3 +98,9 @@ def test_mutants_differ_and_are_the_same_by_the_same_seed():
         some = [change(data, np.random.default_rng(seed)) for seed in range(20)]
         assert some == [change(data, np.random.default_rng(seed)) for seed in range(20)]
         assert len(set(some)) > 10
+
+
+def test_changes_upon_changes_need_no_model_that_holds_together():
+    model, rng = linear_onnx(np.eye(3)), np.random.default_rng(0)
+    mutants = {mutate_onnx(model, rng) for _ in range(3000)}  # some meet a weight without its data
+    assert len(mutants) > 1000
