@@ -22,6 +22,7 @@ or below 0.7.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -88,17 +89,28 @@ def run(commands: Sequence[Sequence[str]]) -> tuple[float, float, float]:
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
             for command in commands
         ]
-        for child, command in zip(children, commands, strict=True):
+        for child in children:
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
+            cpu_s += usage.ru_utime + usage.ru_stime
+            megabytes = max(megabytes, usage.ru_maxrss / 1024)
+        seconds = time.perf_counter() - began
+        for child, command in zip(children, commands, strict=True):
             if child.returncode:
                 said.seek(0)
                 shown = f"{' '.join(command)} ended with {child.returncode}"
                 raise SystemExit(f"error: {shown}\n{said.read().decode(errors='replace')}")
-            cpu_s += usage.ru_utime + usage.ru_stime
-            megabytes = max(megabytes, usage.ru_maxrss / 1024)
-        seconds = time.perf_counter() - began
     return seconds, cpu_s, megabytes
+
+
+def assert_its_own(megabytes: float) -> None:
+    """Stop where a process took no more memory than this one.
+
+    Linux counts a process with at least the memory of what started it: all sizes would look flat.
+    """
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if megabytes <= here:
+        raise SystemExit(f"error: {megabytes:.0f} MB is the memory of what measures: {here:.0f} MB")
 
 
 def judge(points: Sequence[Point], limits: Limits) -> list[str]:
@@ -162,10 +174,10 @@ class Work:
 
     def __init__(self, folder: Path, images: Path | None, sizes: Sequence[int]) -> None:
         self.folder, self._sizes = folder, sizes
-        made = {LEAST_EXPORT, *sizes} | {size // 2 for size in sizes if size // 2 >= LEAST_EXPORT}
+        made = {size for command in COMMANDS for size in self.sizes(command)}
         maker = [sys.executable, str(Path(__file__).with_name("scale_images.py")), str(folder)]
         source = [] if images is None else [str(images)]
-        numbers = ",".join(str(size) for size in sorted({*made, 10}))
+        numbers = ",".join(str(size) for size in sorted(made))
         subprocess.run([*maker, numbers, *source], check=True)
 
     def sizes(self, command: str) -> list[int]:
@@ -188,12 +200,9 @@ class Work:
         else:
             outs = [self.folder / f"{size}-{i}.bundle" for i in range(processes)]
             commands = [self._export(size, out) for out in outs]
-        return Point(
-            command,
-            size if command == "infer" else size * processes,
-            processes,
-            *run([[sys.executable, "-c", EDGEREG, *arguments] for arguments in commands]),
-        )
+        found = run([[sys.executable, "-c", EDGEREG, *arguments] for arguments in commands])
+        assert_its_own(found[2])
+        return Point(command, size if command == "infer" else size * processes, processes, *found)
 
     def bundle(self, sample: int) -> Path:
         """A bundle whose labelled sample has so many images."""

@@ -1,6 +1,7 @@
 """What scale.py and training.py of the benchmarks judge, on what takes no time."""
 
 import dataclasses
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,23 @@ def test_a_process_that_fails_stops_the_measurement():
     assert seconds > 0 and cpu_s > 0 and megabytes > 1
     with pytest.raises(SystemExit, match="ended with 3"):
         scale.run([good, bad])
+
+
+def test_memory_that_is_hidden_by_the_measuring_process_is_an_error():
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scale.assert_its_own(2 * here)
+    with pytest.raises(SystemExit, match="the memory of what measures"):
+        scale.assert_its_own(min(here, scale.run([[sys.executable, "-S", "-c", "pass"]])[2]))
+
+
+@pytest.mark.parametrize("sizes", [scale.SIZES, scale.QUICK_SIZES])
+def test_images_are_made_for_every_size_of_every_command(tmp_path, monkeypatch, sizes):
+    made = []
+    monkeypatch.setattr(scale.subprocess, "run", lambda command, check: made.extend(command))
+    work = scale.Work(tmp_path, None, sizes)
+    needed = {size for command in scale.COMMANDS for size in work.sizes(command)}
+    assert {int(size) for size in made[-1].split(",")} == needed
+    assert scale.LEAST_EXPORT in needed and all(len(work.sizes(c)) > 2 for c in scale.COMMANDS)
 
 
 @pytest.fixture
