@@ -3,14 +3,13 @@
 The two losses of the first step must be the same: else there is nothing to compare.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from install import install
 from timing import Row, compare
 from torch import Tensor
 
@@ -84,8 +83,7 @@ def _indices() -> Tensor:
 
 
 def _lightly(folder: Path) -> Any:
-    if not (folder / "lightly").exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*pip, str(folder), _LIGHTLY], check=True)
-    sys.path.append(str(folder))
+    said = install(folder, [_LIGHTLY])
+    if said:
+        raise RuntimeError(said)
     return import_module("lightly.loss")

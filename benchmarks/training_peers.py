@@ -7,8 +7,6 @@ step on the images as they are.
 """
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from install import install
 from suite_overhead import step_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
+from deploy.runtime.preprocess import Preprocessing
+from edgereg.data.arrays import ArrayImages
+from edgereg.data.pixels import Pixels
 from edgereg.models.zoo import ModelConfig, build_model
 from edgereg.recipe import recipe_from_json
 from edgereg.regularize.placement import place
@@ -49,16 +51,31 @@ SUITE: dict[str, Any] = {
 }
 
 
-def ours(config: ModelConfig, batch: int) -> Step:
-    """Our trainer's own step with the suite."""
+def ours(config: ModelConfig, batch: int, *, count: int | None = None) -> Step:
+    """Our trainer's own step with the suite, on a batch of so many images; None: of as many."""
     recipe = dataclasses.replace(recipe_from_json(SUITE), model=config, batch_size=batch)
-    return step_of(recipe)
+    return _drawing(step_of(recipe), config.image_size, batch, count or batch)
 
 
 def ours_plain(config: ModelConfig, batch: int) -> Step:
     """Our trainer's own step without it."""
     recipe = recipe_from_json({"optim": SUITE["optim"]})
-    return step_of(dataclasses.replace(recipe, model=config, batch_size=batch))
+    step = step_of(dataclasses.replace(recipe, model=config, batch_size=batch))
+    return _drawing(step, config.image_size, batch, batch)
+
+
+def _drawing(step: Step, size: int, batch: int, count: int) -> Step:
+    """Draw a batch before each step, as the peers' loaders do; the step has images of its own."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images = ArrayImages(pixels, name="noise", labels=None, class_names=())
+    kept = Pixels(images, Preprocessing(size, size, "stretch", 1.0, (0.5,) * 3, (0.25,) * 3))
+
+    def draw_and_step() -> None:
+        kept.batch(rng.integers(0, count, batch))
+        step()
+
+    return draw_and_step
 
 
 def vision_step(config: ModelConfig, batch: int) -> Step:
@@ -154,7 +171,7 @@ def _step(net: nn.Module, loader: DataLoader[Any], loss: Any, end: Callable[[], 
         images, targets = next(batches)
         value = loss(net(images.contiguous(memory_format=torch.channels_last)), targets)
         if not torch.isfinite(value):
-            raise SystemExit("error: the peer's loss is no number")
+            raise RuntimeError("its loss is no number")
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -172,7 +189,7 @@ def _timm(folder: Path, name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*pip, str(folder), TIMM], check=True)
-        sys.path.append(str(folder))
+        said = install(folder, [TIMM])
+        if said:
+            raise RuntimeError(said) from None
         return import_module(name)

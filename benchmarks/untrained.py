@@ -31,14 +31,23 @@ def write_jpegs(folder: Path, count: int, *, side: int, source: Path | None = No
         folder: To be made.
         count: Ten at least.
         side: Height and width in pixels, of those that are drawn.
-        source: A folder with CLASS/*.jpg to copy from, over and over. Without it emoji-10's
-            training images are scaled, each with a grey level of its own, so that no two are alike.
+        source: A folder with CLASS/*.jpg to copy from, over and over; the first ten classes.
+            Without it emoji-10's training images are scaled, each with a grey level of its own, so
+            that no two are alike.
+
+    Raises:
+        SystemExit: A class of the source has no image.
     """
     emoji = Emoji10(vendor="both", split="train")
-    classes = emoji.class_names if source is None else sorted(p.name for p in source.iterdir())
+    classes = list(emoji.class_names)
+    if source is not None:
+        classes = sorted(path.name for path in source.iterdir() if path.is_dir())[: len(classes)]
     for name in classes:
         (folder / name).mkdir(parents=True)
     found = [] if source is None else [sorted((source / name).glob("*.jpg")) for name in classes]
+    empty = [name for name, paths in zip(classes, found, strict=False) if not paths]
+    if empty:
+        raise SystemExit(f"error: each folder of {source} holds *.jpg; found: none in '{empty[0]}'")
     by_class = [np.flatnonzero(emoji.labels == label) for label in range(len(emoji.class_names))]
     for place in range(count):
         label, round_ = place % len(classes), place // len(classes)

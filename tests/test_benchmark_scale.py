@@ -15,6 +15,7 @@ import timing
 import training
 import training_peers
 from scale import FULL, Point, judge, linearity
+from untrained import write_jpegs
 
 
 def points(cpu_s, megabytes):
@@ -62,6 +63,19 @@ def test_images_are_made_for_every_size_of_every_command(tmp_path, monkeypatch, 
     assert scale.LEAST_EXPORT in needed and all(len(work.sizes(c)) > 2 for c in scale.COMMANDS)
 
 
+def test_ten_classes_are_copied_and_one_without_an_image_is_named(tmp_path):
+    source = tmp_path / "source"
+    for i in range(12):
+        (source / f"class{i:02}").mkdir(parents=True)
+        (source / f"class{i:02}" / "a.jpg").write_bytes(bytes([i]))
+    made = write_jpegs(tmp_path / "made", 20, side=8, source=source)
+    assert sorted(path.name for path in made.iterdir()) == [f"class{i:02}" for i in range(10)]
+    assert len(list(made.rglob("*.jpg"))) == 20
+    (source / "class03" / "a.jpg").unlink()
+    with pytest.raises(SystemExit, match="none in 'class03'"):
+        write_jpegs(tmp_path / "other", 20, side=8, source=source)
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """Our step takes 4 ms by a clock of its own, 2 of them without the suite."""
@@ -80,14 +94,45 @@ def test_a_peer_is_compared_one_that_fails_is_shown_and_a_faster_one_is_a_miss(s
     def broken(config, batch, folder):
         raise RuntimeError("no such thing")
 
-    peers = {"slower": steps(0.008), "faster": steps(0.001), "broken": broken}
+    def breaking(config, batch, folder):
+        left = iter([None, None])  # a warm-up and a round
+        return lambda: next(left)
+
+    peers = {"slower": steps(0.008), "faster": steps(0.001), "broken": broken, "late": breaking}
     monkeypatch.setattr(training, "PEERS", peers)
     name = next(iter(training.CASES))
     rows, failed = training.compare_peers(name, folder=Path(), quick=False)
     suite, slower, faster = rows
     assert [row.ratio for row in rows] == pytest.approx([2.0, 2.0, 0.25])
     assert [row.passed for row in (suite, slower, faster)] == [False, True, False]
-    assert failed == ["broken: failed: RuntimeError: no such thing"]
+    assert failed[0] == "broken: failed: RuntimeError: no such thing"
+    assert [line.partition(":")[0] for line in failed] == ["broken", "late"]
+
+
+def test_our_step_draws_its_batch_as_the_peers_do(monkeypatch):
+    drawn = []
+
+    def batch(self, indices):
+        drawn.append(indices)
+
+    monkeypatch.setattr(training_peers.Pixels, "batch", batch)
+    config = dataclasses.replace(training.CASES["small ResNet 32x32"][0], width=4, image_size=16)
+    steps = (
+        training_peers.ours(config, 8),
+        training_peers.ours_plain(config, 8),
+        training_peers.ours(config, 8, count=100),
+    )
+    for step in steps:
+        step()
+    assert [len(indices) for indices in drawn] == [8, 8, 8]
+    assert max(drawn[0]) < 8 <= max(drawn[2])
+
+
+def test_a_case_that_is_not_known_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["training.py", "--only", "ResNet-19"])
+    with pytest.raises(SystemExit):
+        training.main()
+    assert "found: 'ResNet-19'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ours", "ours_plain", "torchvision", "timm"])
