@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deploy.errors import BadInputError
 from deploy.runtime.decode import MAX_PIXELS, decode, encode_png
@@ -142,3 +142,45 @@ def test_missing_pillow_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(BadInputError, match=r"pip install 'edgereg\[image\]'"):
         decode(b"", name="x")
+
+
+def _reference_decode(data):
+    """Every step on every image, upright or not, RGB or not."""
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+        if not upright.has_transparency_data:
+            return np.array(upright.convert("RGB"))
+        pixels = np.asarray(upright.convert("RGBA")).astype(np.uint16)
+    colour, alpha = pixels[:, :, :3], pixels[:, :, 3:]
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [None, 0, 1, 3, 6, 8, 9])
+@pytest.mark.parametrize(
+    ("format", "modes"),
+    [
+        ("JPEG", ("RGB", "L", "CMYK")),
+        ("PNG", ("RGB", "RGBA", "L", "LA", "P", "1")),
+        ("WEBP", ("RGB", "RGBA")),
+    ],
+)
+def test_steps_that_are_left_out_change_no_pixel(format, modes, orientation):
+    noise = np.random.default_rng(0).integers(0, 256, (23, 37, 4), dtype=np.uint8)
+    options = {}
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    for mode in modes:
+        image = Image.fromarray(noise)
+        image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
+        data = encoded(image, format, **options)
+        pixels = decode(data, name="x")
+        assert pixels.flags.writeable and pixels.flags.c_contiguous
+        np.testing.assert_array_equal(pixels, _reference_decode(data))
+
+
+def test_a_transparent_colour_of_an_rgb_png_shows_white():
+    pixels = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
+    data = encoded(Image.fromarray(pixels), transparency=(10, 20, 30))
+    assert decode(data, name="x").tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    np.testing.assert_array_equal(decode(data, name="x"), _reference_decode(data))

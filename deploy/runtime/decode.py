@@ -35,6 +35,7 @@ MAX_SIDE = 65_535  # JPEG's own limit; a row of 50 million pixels would be scale
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")
+_ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 
 
 def decode(data: bytes, *, name: str) -> NDArray[np.uint8]:
@@ -58,7 +59,7 @@ def decode(data: bytes, *, name: str) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             with pillow.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_header(image, name)
-                return _to_rgb(pillow.ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(image))
     except BadInputError:
         raise
     except pillow.Image.DecompressionBombError as error:
@@ -151,13 +152,24 @@ def _not_an_image(name: str, found: str) -> BadInputError:
     )
 
 
+def _upright(image: "Image") -> "Image":
+    """Turn an image as its EXIF says; an upright one is not copied, as exif_transpose would."""
+    image.load()  # a PNG's EXIF may follow its pixels
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    turned: Image = load_pillow().ImageOps.exif_transpose(image)
+    return turned
+
+
 def _to_rgb(image: "Image") -> NDArray[np.uint8]:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return np.array(image)  # a copy: asarray's could not be written to
     if image.mode == "I;16":
         # Pillow's own conversion clips it at 255, though of 16-bit colour it keeps the upper bits.
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))  # a copy: asarray's could not be written to
+        return np.array(image.convert("RGB"))
     pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
     colour, alpha = pixels[:, :, :3], pixels[:, :, 3:]
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
