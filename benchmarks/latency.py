@@ -15,8 +15,9 @@ is not run again (--again does), so that a long run may be stopped and continued
 OUT/latency.md, the plots OUT/latency-*.png.
 
 The full form fails (exit 1) where a model is slower than its wanted speed or than the fastest peer,
-as subjects.py has them. --quick leaves torch.compile out, which takes half a minute to compile, and
-fails on an error or where ours is less than 0.8 times as fast as plain ONNX Runtime.
+as subjects.py has them, where such a peer fails, or where ours answers noise. --quick leaves
+torch.compile out, which takes half a minute to compile, and fails where ours cannot be run or is
+less than 0.8 times as fast as plain ONNX Runtime.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from install import install
-from latency_job import Job, Result, Row, measure
+from latency_job import IMAGES, Job, Result, Row, measure
 from latency_report import draw, figure, misses, to_markdown
 from peak import Peak
 from peers import PEERS, REQUIREMENTS
@@ -77,7 +78,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     return [
         Job(subject, threads, batch, args.budget, with_accuracy=(threads, batch) == (1, 1))
         for threads in _numbers(args.threads)
-        for batch in _numbers(args.batch)
+        for batch in _batches(args.batch)
         for subject in _chosen(args.only)
     ]
 
@@ -156,6 +157,14 @@ def _numbers(text: str) -> list[int]:
     if min(numbers) < 1:
         _parser().error(f"a list of numbers of 1 or more is wanted, such as 1,2; found: '{text}'")
     return numbers
+
+
+def _batches(text: str) -> list[int]:
+    sizes = _numbers(text)
+    odd = [size for size in sizes if IMAGES % size]
+    if odd:
+        _parser().error(f"a batch size that divides {IMAGES} is wanted; found: {odd[0]}")
+    return sizes
 
 
 def _versions() -> dict[str, str]:

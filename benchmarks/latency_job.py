@@ -1,12 +1,9 @@
 """One model, one number of threads, one batch size: ours and every peer, in turns."""
 
 import dataclasses
-import io
-import itertools
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from end_to_end import jpegs, ours_end_to_end, usual_end_to_end
 from numpy.typing import NDArray
 from peak import Peak, measure_peaks
 from peers import PEERS, PLAIN, Case, Kind, Ready
-from PIL import Image
+from rounds import Interval, ratio_of, time_rounds
 from subjects import Photos, Shipped, Subject, make_checkpoint, ship_best
-from timing import in_turns
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 from deploy.bundle.read import open_bundle
 from deploy.measure.paired import compare_answers
-from deploy.measure.statistics import median_interval
-from deploy.runtime.decode import decode
-from deploy.runtime.postprocess import top_k
 from deploy.runtime.preprocess import Preprocessing, preprocess
 from deploy.runtime.runner import open_runner
 from edgereg.checkpoint import load_classifier
@@ -37,16 +31,10 @@ from edgereg.data.images import Images, evenly, labels_of
 from export.accuracy import judge_accuracy
 from export.emulate_int8 import sqnr_db
 
-__all__ = ["OURS", "Job", "Result", "Row", "measure"]
+__all__ = ["IMAGES", "OURS", "Job", "Result", "Row", "count_gflop", "measure"]
 
 OURS, OURS_FP32 = "edgereg", "edgereg fp32"
-_CALIBRATED_ON, _COMPARED_ON = 64, 64  # images; multiples of every batch size
-_REST_S = 0.003  # in which a pool's threads, which spin for more work, fall asleep
-_SAMPLE_S = 0.002  # a sample of a shorter run is the mean of several in a row
-_WARM_UP = 3
-_MOST = 101  # rounds
-_LEAST = 11
-_JPEG_SCALE = 2  # a photograph is larger than what the network takes
+IMAGES = 64  # to calibrate on, and to compare answers on; a multiple of every batch size
 
 
 @dataclass(frozen=True)
@@ -73,10 +61,6 @@ class Job:
     def slug(self) -> str:
         """Return the name of the result's file."""
         return f"{self.subject.slug}-t{self.threads}-b{self.batch}"
-
-
-Interval = tuple[float, float, float]
-"""A median with the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +143,10 @@ def measure(job: Job, photos: Photos, out: Path, *, say: Callable[[str], None]) 
     model, described = load_classifier(checkpoint)
     model.requires_grad_(False)
     spec = described.recipe.preprocessing()
-    stream = _some(photos.test, _COMPARED_ON, spec)
+    stream = _some(photos.test, IMAGES, spec)
     images = stream[: job.batch]
     with tempfile.TemporaryDirectory() as folder:
-        calibration = _some(photos.train, _CALIBRATED_ON, spec)
+        calibration = _some(photos.train, IMAGES, spec)
         case = Case(model, images, calibration, job.threads, Path(folder))
         ready, rows = _prepare(job, case, shipped, say)
     say("answers")
@@ -176,27 +160,27 @@ def measure(job: Job, photos: Photos, out: Path, *, say: Callable[[str], None]) 
     if job.with_accuracy and job.subject.recipe:
         rows |= _accuracies(job, ready, rows, photos, spec)
     say("the network alone")
-    peaks, gflop = measure_peaks(job.threads), _gflop(model, images)
+    peaks, gflop = measure_peaks(job.threads), count_gflop(model, images)
     alone = {name: lambda r=each.run: r(images) for name, each in ready.items()}
-    seconds, alone_n = _time(alone, job.budget_s)
+    seconds, alone_n = time_rounds(alone, job.budget_s)
     say("end to end")
-    files = _jpegs(photos.test, job.batch, spec)
+    files = jpegs(photos.test, job.batch, spec)
     whole = {
-        name: _ours_end_to_end(shipped, each, files)
+        name: ours_end_to_end(shipped.path, each, files)
         if name in (OURS, OURS_FP32)
-        else _usual_end_to_end(each, files, spec)
+        else usual_end_to_end(each, files, spec)
         for name, each in ready.items()
     }
-    end_seconds, end_n = _time(whole, job.budget_s)
+    end_seconds, end_n = time_rounds(whole, job.budget_s)
     for name, each in ready.items():
         ms = 1e3 * statistics.median(seconds[name])
         rows[name] = dataclasses.replace(
             rows[name],
             ms=ms,
-            speedup=_ratio(seconds[PLAIN], seconds[name]) if PLAIN in ready else None,
-            beside_ours=_ratio(seconds[name], seconds[OURS]),
+            speedup=ratio_of(seconds[PLAIN], seconds[name]) if PLAIN in ready else None,
+            beside_ours=ratio_of(seconds[name], seconds[OURS]),
             end_ms=1e3 * statistics.median(end_seconds[name]),
-            end_speedup=_ratio(end_seconds[PLAIN], end_seconds[name]) if PLAIN in ready else None,
+            end_speedup=ratio_of(end_seconds[PLAIN], end_seconds[name]) if PLAIN in ready else None,
             share=gflop / (ms / 1e3) / peaks[each.computes].gflops,
         )
     return Result(
@@ -284,106 +268,8 @@ def _batches(images: NDArray[np.float32], job: Job) -> list[NDArray[np.float32]]
     return [images[i : i + job.batch] for i in range(0, len(images), job.batch)]
 
 
-def _gflop(model: nn.Module, images: NDArray[np.float32]) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def count_gflop(model: nn.Module, images: NDArray[np.float32]) -> float:
+    """Count a batch's operations; attention in its plain form: the CPU's own counts as nothing."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.from_numpy(images))
     return float(counter.get_total_flops()) / 1e9
-
-
-def _jpegs(images: Images, count: int, spec: Preprocessing) -> list[bytes]:
-    """Return JPEG files, twice as large on each side as the network's input."""
-    size = (_JPEG_SCALE * spec.width, _JPEG_SCALE * spec.height)
-    files = []
-    for place in evenly(labels_of(images), count):
-        buffer = io.BytesIO()
-        picture = Image.fromarray(images.load(int(place)))
-        picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
-    return files
-
-
-def _ours_end_to_end(shipped: Shipped, ready: Ready, files: list[bytes]) -> Callable[[], object]:
-    """From files to answers by what `edgereg infer` is made of."""
-    bundle = open_bundle(shipped.path)
-    spec, labels = bundle.manifest.preprocessing, bundle.labels
-
-    def run() -> object:
-        images = [decode(data, name="a photograph") for data in files]
-        return [top_k(logits, labels, k=1) for logits in ready.run(preprocess(images, spec))]
-
-    return run
-
-
-def _usual_end_to_end(
-    ready: Ready, files: list[bytes], spec: Preprocessing
-) -> Callable[[], object]:
-    """From files to answers as torchvision's examples do it."""
-    resize = (
-        [transforms.Resize((spec.height, spec.width))]
-        if spec.resize == "stretch"
-        else [
-            transforms.Resize(round(spec.height / spec.crop_fraction)),
-            transforms.CenterCrop((spec.height, spec.width)),
-        ]
-    )
-    normalize = transforms.Normalize(spec.mean, spec.std)
-    prepare = transforms.Compose([*resize, transforms.ToTensor(), normalize])
-
-    def run() -> object:
-        images = [prepare(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
-        return ready.run(torch.stack(images).numpy()).argmax(axis=1)
-
-    return run
-
-
-def _time(
-    runs: Mapping[str, Callable[[], object]], budget_s: float
-) -> tuple[dict[str, list[float]], int]:
-    """Return the seconds of a run in each round, and how many rounds the budget had.
-
-    Before each sample its run goes once uncounted, after a rest: what the run before it left in
-    the caches and on the other cores is its neighbour's doing.
-    """
-    single: dict[str, float] = {}
-    for name, run in runs.items():
-        times = []
-        for _ in range(_WARM_UP):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        single[name] = min(times)
-    counts = {name: max(1, round(_SAMPLE_S / seconds)) for name, seconds in single.items()}
-    a_round = sum(single[name] * (1 + counts[name]) + _REST_S for name in runs)
-    rounds = max(_LEAST, min(_MOST, int(budget_s / a_round)))
-    steps: list[Callable[[], object]] = []
-    for name, run in runs.items():
-        steps += [_rest_then(run), _repeat(run, counts[name])]
-    samples = in_turns(steps, rounds)[1::2]
-    seconds = {
-        name: [total / counts[name] for total in totals]
-        for name, totals in zip(runs, samples, strict=True)
-    }
-    return seconds, rounds
-
-
-def _rest_then(run: Callable[[], object]) -> Callable[[], object]:
-    def step() -> object:
-        time.sleep(_REST_S)
-        return run()
-
-    return step
-
-
-def _repeat(run: Callable[[], object], count: int) -> Callable[[], None]:
-    def step() -> None:
-        for _ in itertools.repeat(None, count):
-            run()
-
-    return step
-
-
-def _ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
-    """Return the median of the rounds' ratios, with its interval."""
-    ratios = sorted(a / b for a, b in zip(numerator, denominator, strict=True))
-    low, high = median_interval(ratios, confidence=0.95) or (ratios[0], ratios[-1])
-    return statistics.median(ratios), low, high

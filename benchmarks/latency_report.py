@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency_job import OURS, Interval, Result, Row
+from latency_job import OURS, Result, Row
 from peers import PLAIN
+from rounds import Interval
 from subjects import Subject
 
 from edgereg.report.figure import figure_of
@@ -13,6 +14,7 @@ from edgereg.report.figure import figure_of
 __all__ = ["draw", "figure", "misses", "to_markdown"]
 
 _LEEWAY = 0.98  # of the fastest peer's speed
+_LEAST_DB = 10.0  # noise has 0; random weights have no accuracy that could tell it
 _COLOURS = {
     OURS: "#d9822b",
     "edgereg fp32": "#f0bf8a",
@@ -52,19 +54,29 @@ def to_markdown(results: Sequence[Result]) -> str:
 
 
 def misses(results: Sequence[Result], subjects: Sequence[Subject]) -> list[str]:
-    """Return what is not as wanted; a peer that fails int8's gate is no faster peer."""
+    """Return what is not as wanted; a peer that fails int8's gate, in any job, is no faster peer.
+
+    A peer that is to be beaten and fails to run is a miss: nobody knows whether it is faster.
+    """
     found = []
+    lossy = {(each.model, row.peer) for each in results for row in each.rows if row.gate is False}
     for result in results:
         subject = next(each for each in subjects if each.name == result.model)
         ours = result.rows[0]
         where = f"{result.model}, {result.threads} threads, batch {result.batch}"
         if ours.gate is False:
             found.append(f"{where}: ours fails int8's gate")
+        if ours.sqnr_db is not None and ours.sqnr_db < _LEAST_DB:
+            found.append(f"{where}: ours answers noise: SQNR {ours.sqnr_db:.0f} dB")
         reached = None if ours.speedup is None else ours.speedup[0]
         if subject.wanted is not None and (reached is None or reached < subject.wanted):
             found.append(f"{where}: {reached or 0:.2f}x, wanted {subject.wanted:g}x")
         for row in result.rows[1:]:
-            if subject.beats_peers and row.beside_ours is not None and row.gate is not False:
+            if not subject.beats_peers or (result.model, row.peer) in lossy:
+                continue
+            if row.beside_ours is None:
+                found.append(f"{where}: {row.peer} failed: nothing to compare with")
+            else:
                 median, _, high = row.beside_ours
                 if median < _LEEWAY or high < 1:
                     found.append(f"{where}: {row.peer} takes {median:.2f} of our time")

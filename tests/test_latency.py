@@ -14,13 +14,14 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import latency_job
 import peak
+import rounds
 from install import install
-from latency import read, run
+from latency import _parser, jobs, read, run
 from latency_job import OURS, Job, Row
 from latency_report import draw, figure, misses, to_markdown
 from peak import Peak
 from peers import PEERS, PLAIN, Ready
-from subjects import Photos, Subject
+from subjects import QUICK, SUBJECTS, Photos, Subject
 
 SUBJECT = Subject("tiny", "convnet", 32, flags=("--model.width", "8"), wanted=1.0, beats_peers=True)
 
@@ -41,7 +42,7 @@ def found(tmp_path_factory):
     peaks = {kind: Peak(kind, 100.0, "a test", 1) for kind in ("fp32", "bf16", "int8")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency_job, "measure_peaks", lambda threads: peaks)
-        patch.setattr(latency_job, "_LEAST", 6)
+        patch.setattr(rounds, "_LEAST", 6)
         patch.setitem(PEERS, "OpenVINO", broken)
         patch.setitem(PEERS, "onnxslim", wrong)
         job = Job(SUBJECT, 1, 1, 0.0, (PLAIN, "torch eager", "OpenVINO", "onnxslim"))
@@ -105,9 +106,48 @@ def test_the_gates(found):
     assert "wanted 1x" in judged(found[0], speedup=(0.9, 0.8, 1.0), beside=level)[0]
     assert "OpenVINO takes 0.97" in judged(found[0], speedup=enough, beside=(0.97, 0.9, 1.1))[0]
     assert "OpenVINO takes 0.99" in judged(found[0], speedup=enough, beside=(0.99, 0.98, 0.995))[0]
+    assert "OpenVINO failed" in judged(found[0], speedup=enough, beside=None)[0]
     # who loses too much accuracy is no faster peer
     assert judged(found[0], speedup=enough, beside=(0.5, 0.4, 0.6), gate=False) == []
     assert "not measured" in figure([dataclasses.replace(found[0], rows=(Row(OURS),))])
+
+
+def test_who_loses_too_much_in_one_job_is_no_faster_peer_in_another(found):
+    ours = Row(OURS, speedup=(1.1, 1.0, 1.2))
+    peers = [Row("OpenVINO", beside_ours=(0.5, 0.4, 0.6), gate=gate) for gate in (False, None)]
+    results = [dataclasses.replace(found[0], rows=(ours, peer)) for peer in peers]
+    assert misses(results, [SUBJECT]) == []
+    assert len(misses(results[1:], [SUBJECT])) == 1
+
+
+def test_noise_is_a_miss_however_fast_it_comes(found):
+    for decibels, count in ((9.0, 1), (20.0, 0), (None, 0)):
+        ours = Row(OURS, speedup=(9.0, 9.0, 9.0), sqnr_db=decibels)
+        result = dataclasses.replace(found[0], rows=(ours,))
+        assert len(misses([result], [SUBJECT])) == count
+
+
+def test_what_the_quick_form_keeps_is_not_taken_for_the_full_form():
+    quick, full = ({job.slug for job in jobs(_parser().parse_args(a))} for a in (["--quick"], []))
+    assert len(quick) == 1 and len(full) == 4 * len(SUBJECTS) and not quick & full
+    assert not {subject.slug for subject in QUICK} & {subject.slug for subject in SUBJECTS}
+
+
+def test_a_batch_that_does_not_divide_the_images_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        jobs(_parser().parse_args(["--batch", "8,3"]))
+    assert "divides 64 is wanted; found: 3" in capsys.readouterr().err
+
+
+def test_the_products_of_attention_are_counted():
+    import torch
+
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    images = np.zeros((1, 3, 16, 8), np.float32)
+    assert latency_job.count_gflop(Attention(), images) == 2 * 2 * 3 * 16 * 16 * 8 / 1e9
 
 
 def test_the_machines_peak_is_the_best_of_all(monkeypatch):
