@@ -44,7 +44,7 @@ def small_layers(model: bytes, least: int) -> dict[str, str]:
 
 def _product(node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the outputs of a group, and the inputs of one output."""
-    if node.op_type != "Conv":
-        return shape[0], shape[1]
-    groups = next((each.i for each in node.attribute if each.name == "group"), 1)
-    return shape[0] // groups, math.prod(shape[1:])
+    numbers = {each.name: each.i for each in node.attribute}
+    if node.op_type == "Conv":
+        return shape[0] // numbers.get("group", 1), math.prod(shape[1:])
+    return (shape[0], shape[1]) if numbers.get("transB") else (shape[1], shape[0])

@@ -9,6 +9,7 @@ from int8_models import emoji, exported
 
 import export.quantize
 from export.emulate_int8 import run_emulated
+from export.matmul_bias import part_biases
 from export.quantize import quantize
 from export.run_onnx import run_batches
 
@@ -46,6 +47,45 @@ def test_the_answers_are_those_of_the_graph_as_it_is_written(file):
     np.testing.assert_allclose(
         run_batches(model, IMAGES), expected, atol=0.05 * float(np.ptp(expected))
     )
+
+
+def one_layer_after_the_other(ranks):
+    """Return a graph of products, and what `part_biases` reads of each layer's bias in it."""
+    bias = onnx.numpy_helper.from_array(np.ones(4, np.float32), "bias")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["first"], name="a"),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["second"], name="b"),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["third"], name="in float"),
+        onnx.helper.make_node("Add", ["first", "bias"], ["1"]),
+        onnx.helper.make_node("Add", ["bias", "second"], ["2"]),
+        onnx.helper.make_node("Add", ["third", "bias"], ["3"]),
+        onnx.helper.make_node("Mul", ["bias", "1"], ["4"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [], [], [bias])
+    part_biases(graph, ranks, ["a", "b"])
+    return graph, [list(node.input) for node in graph.node[3:]]
+
+
+def test_a_shared_bias_is_reshaped_once_and_others_read_it_as_it_was():
+    graph, inputs = one_layer_after_the_other(dict.fromkeys(("first", "second", "third"), 4))
+    assert inputs == [
+        ["first", "bias_row"],
+        ["bias_row", "second"],
+        ["third", "bias"],
+        ["bias", "1"],
+    ]
+    assert [(t.name, list(t.dims)) for t in graph.initializer] == [
+        ("bias", [4]),
+        ("bias_row", [1, 1, 4]),
+    ]
+    onnx.numpy_helper.to_array(graph.initializer[1])  # as many values as its shape says
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_matrix_and_what_is_of_unknown_size_keep_their_bias(rank):
+    # (1, 1, N) would give a matrix a third dimension
+    graph, inputs = one_layer_after_the_other({} if rank is None else {"first": 2, "second": 2})
+    assert inputs[:2] == [["first", "bias"], ["bias", "second"]] and len(graph.initializer) == 1
 
 
 def test_where_the_batch_is_free_nothing_is_fused_and_nothing_changed():

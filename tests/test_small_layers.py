@@ -53,6 +53,18 @@ def test_a_depthwise_convolution_has_one_row_a_group():
     assert "1 x 81" in small_layers(file, 2)["1/Conv"]
 
 
+def test_a_group_has_its_share_of_the_rows_and_a_product_the_columns_that_it_reads():
+    grouped = nn.Conv2d(8, 64, 3, groups=4)  # 16 rows of 2 x 9
+    layers = nn.Conv2d(3, 8, 5), grouped, nn.Flatten(2), nn.Linear(676, 5), nn.Flatten()
+    found = small_layers(exported(nn.Sequential(*layers, nn.Linear(320, 70)).eval()), 20)
+    reasons = {name.partition("/")[0]: reason.partition(":")[0] for name, reason in found.items()}
+    assert reasons == {
+        "0": "a product of 8 x 75",
+        "1": "a product of 16 x 18",
+        "3": "a product of 5 x 676",  # a MatMul, whose weights lie the other way about
+    }
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
