@@ -16,6 +16,8 @@ demo: $(READY)
 test: lint $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+.NOTPARALLEL: # with -j two benchmarks would time each other
+
 # Against what people use today; hours on idle cores. `make bench QUICK=1`: a few minutes, machinery and direction.
 bench:
 	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS))

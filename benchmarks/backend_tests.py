@@ -289,6 +289,8 @@ def main() -> int:
     if held_for != versions():
         print(f"the list is for {held_for}; here is {versions()}")
     wrong = differences(found, expected, is_all=not args.quick) + unexplained(found)
+    if "passes" not in found.values():
+        wrong.append("no test passes")
     print("\n".join(wrong) or "all as expected")
     return 1 if wrong else 0
 

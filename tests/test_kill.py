@@ -105,6 +105,8 @@ def test_a_bundle_on_a_full_disk_is_refused_and_the_earlier_one_stays(tmp_path):
 def test_one_loss_is_enough(title, word):
     good = {"exports": {"whole": 9}, "full disks": {}, "naive writer": {"corrupt": 1}}
     good |= {"installations": {"whole": 9}}
-    assert kill.lost(good) == []
+    assert kill.lost(good) == kill.lost(good | {"verdicts": {"killed": 1, "whole": 9}}) == []
+    missed = {"done before the kill": 9, "whole": 9}
+    assert kill.lost(good | {"verdicts": missed}) == ["verdicts: no kill struck"]
     assert kill.lost(good | {title: {word: 1}}) == [f"{title}: {word}"]
     assert kill.lost(good | {"naive writer": {"whole": 9}}) == ["the naive writer was never caught"]
