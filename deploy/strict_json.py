@@ -5,6 +5,7 @@ decides what a device runs, so here all of this is refused, and so is a key that
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -174,7 +175,7 @@ def _has_json_type(kind: Any, value: Any) -> bool:
 
 
 def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     optional = {field.name for field in dataclasses.fields(kind) if field.metadata == OPTIONAL}
     unknown = sorted(value.keys() - hints.keys())
     missing = sorted(hints.keys() - value.keys() - optional)
@@ -183,6 +184,11 @@ def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
         problems += [f"no key {key!r}" for key in missing]
         raise _MismatchError(f"{where} has {' and '.join(problems)}")
     return kind(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)  # which evaluates them anew each time
 
 
 def _keys(kind: Any) -> set[str]:

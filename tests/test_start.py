@@ -1,19 +1,20 @@
 """What a start of `edgereg infer` does without, and what it does not read twice."""
 
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from deploy_bundle import write_small_bundle
 
 from deploy.bundle import read
 from deploy.bundle.read import open_bundle
 from deploy.errors import BadInputError, TamperedBundleError
-from deploy.runtime.heap import large_blocks_returned
+from deploy.runtime.heap import return_free_memory
 from deploy.runtime.ort_runner import OrtRunner
+from deploy.verbs.arguments import rare_collections
 
 NEVER = (
     *("torch", "onnx", "export", "edgereg.commands", "yaml", "http.server", "socket"),
@@ -64,7 +65,8 @@ def test_a_model_that_is_kept_is_hashed_once_and_handed_out_once(bundle, monkeyp
     assert sorted(hashed) == sorted(entry.path for entry in opened.manifest.files)
     OrtRunner(opened, "fp32", None)
     assert hashed.count(file) == 1
-    assert opened.read(file) == (bundle / file).read_bytes() and hashed.count(file) == 2
+    assert bytes(opened.sealed(file).view()) == (bundle / file).read_bytes()
+    assert hashed.count(file) == 2
 
 
 def test_a_model_that_is_kept_is_the_one_that_was_checked(bundle):
@@ -72,9 +74,10 @@ def test_a_model_that_is_kept_is_the_one_that_was_checked(bundle):
     file = opened.manifest.variants["fp32"].file
     checked = (bundle / file).read_bytes()
     (bundle / file).write_bytes(checked[:-1] + bytes([checked[-1] ^ 1]))
-    assert opened.read(file) == checked
-    with pytest.raises(TamperedBundleError, match=f"'{file}'"):
-        opened.read(file)
+    assert bytes(opened.sealed(file).view()) == checked
+    for again in (opened.sealed, opened.read):
+        with pytest.raises(TamperedBundleError, match=f"'{file}'"):
+            again(file)
 
 
 @pytest.mark.parametrize("keep", ["fp32", "int8", None])
@@ -97,14 +100,20 @@ def test_the_structure_is_checked_of_what_is_kept_too(bundle, monkeypatch):
         open_bundle(bundle, keep="fp32")
 
 
+def test_garbage_is_looked_for_rarely_within_and_as_before_afterwards():
+    before = gc.get_threshold()
+    with rare_collections():
+        assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
+
+
 def resident_bytes():
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) << 12
 
 
-def test_large_blocks_go_back_to_the_system():
-    with large_blocks_returned():
-        before = resident_bytes()
-        blocks = [np.ones(2 << 20, np.uint8) for _ in range(32)]
-        assert resident_bytes() > before + (48 << 20)
-        del blocks[::2]
-        assert resident_bytes() < before + (48 << 20)
+def test_what_is_free_between_blocks_that_are_not_goes_back_to_the_system():
+    blocks = [bytes(60_000) for _ in range(1000)]  # small enough for the heap
+    full = resident_bytes()
+    del blocks[:-1]  # the last one holds the heap's end
+    return_free_memory()
+    assert resident_bytes() < full - (40 << 20)

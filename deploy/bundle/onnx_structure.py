@@ -125,7 +125,7 @@ _SHAPE: Table = {1: ("dim", "many")}
 _DIM: Table = {1: ("dim_value", "int"), 2: ("dim_param", "bytes"), 3: ("denotation", "bytes")}
 
 
-def check_structure(model: bytes, *, file: str) -> None:
+def check_structure(model: bytes | memoryview, *, file: str) -> None:
     """Refuse a model that is more than an export of ours could be.
 
     Args:
@@ -144,7 +144,7 @@ def check_structure(model: bytes, *, file: str) -> None:
         )
 
 
-def structural_problem(model: bytes) -> str | None:
+def structural_problem(model: bytes | memoryview) -> str | None:
     """Say the first thing in an ONNX file that is not allowed, or nothing."""
     try:
         _check_model(memoryview(model), Budget(MAX_FIELDS))

@@ -2,8 +2,8 @@
 
 The order is the point: size caps, manifest.json against its digest, strict parsing, the list of
 files, every byte of each, then the structure of the models. Only our own readers of JSON and ONNX
-have seen the bundle when `open_bundle` returns. `Bundle.read` hashes again what it hands out, or
-hands out the very bytes that were checked: a file that is changed later reaches no parser.
+have seen the bundle when `open_bundle` returns. `Bundle.read` and `Bundle.sealed` hash again what
+they hand out, or hand out the copy that was checked: a file changed later reaches no parser.
 
 The hashes show a damaged or edited bundle. They are no signature: who can rewrite all of the files
 can rewrite the hashes too.
@@ -12,7 +12,6 @@ can rewrite the hashes too.
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,11 +26,10 @@ from deploy.bundle.file_names import digest_line
 from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
 from deploy.bundle.manifest_json import manifest_from_bytes
 from deploy.bundle.onnx_structure import check_structure
+from deploy.bundle.sealed import SealedCopy, hash_file
 from deploy.errors import BadInputError, TamperedBundleError
 
 __all__ = ["Bundle", "open_bundle"]
-
-_CHUNK_BYTES = 1 << 18  # stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     manifest_sha256: str
-    _checked: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    _checked: dict[str, SealedCopy] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -55,6 +53,18 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """The content of a file that the manifest lists, hashed again.
 
+        Raises:
+            TamperedBundleError: The file is no longer what it was.
+        """
+        entry = self._entries[name]
+        _check_size(self.path, entry)
+        data = (self.path / name).read_bytes()
+        _check_digest(self.path, entry, hashlib.sha256(data).hexdigest())
+        return data
+
+    def sealed(self, name: str) -> SealedCopy:
+        """A copy of a file that the manifest lists, hashed again, that nothing can change.
+
         A model that `open_bundle` kept is handed out once as it was checked, without a second look
         at the file.
 
@@ -65,9 +75,9 @@ class Bundle:
             return self._checked.pop(name)
         entry = self._entries[name]
         _check_size(self.path, entry)
-        data = (self.path / name).read_bytes()
-        _check_digest(self.path, entry, hashlib.sha256(data).hexdigest())
-        return data
+        copy = SealedCopy(self.path / name)
+        _check_digest(self.path, entry, copy.sha256)
+        return copy
 
     def array(self, name: str) -> NDArray[Any]:
         """The array in a .npy file that the manifest lists.
@@ -90,8 +100,8 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
 
     Args:
         path: The directory.
-        keep: The precision that will be loaded, if it is known: the first `read` of its model is
-            then of the bytes that were checked here. Others are read, and hashed, twice.
+        keep: The precision that will be loaded, if it is known: the first `sealed` of its model is
+            then the copy that was checked here. Others are read, and hashed, twice.
 
     Raises:
         BadInputError: The path is no bundle, or one of another format, or a model in it is not made
@@ -113,16 +123,17 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
         problem = "is missing" if name in listed else "is not listed"
         raise _tampered(path, f"'{name}' {problem}")
     for entry in manifest.files:
-        _check_size(path, entry)
+        _check_size(path, entry, found[entry.path])
     kept = manifest.variants[keep].file if keep in manifest.variants else None
     bundle = Bundle(path, manifest, hashlib.sha256(manifest_bytes).hexdigest())
     for entry in manifest.files:
         if entry.path == kept:
-            bundle._checked[kept] = bundle.read(kept)
+            bundle._checked[kept] = bundle.sealed(kept)
         else:
-            _check_digest(path, entry, _hash_file(path / entry.path))
+            _check_digest(path, entry, hash_file(path / entry.path))
     for file in sorted({variant.file for variant in manifest.variants.values()}):
-        check_structure(bundle._checked.get(file) or bundle.read(file), file=file)
+        model = bundle._checked[file].view() if file == kept else bundle.read(file)
+        check_structure(model, file=file)
     return bundle
 
 
@@ -146,35 +157,37 @@ def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
 
 def _regular_files(root: Path) -> Iterator[tuple[str, int]]:
     """The path and size of each file below `root`, none of which may be a link or a device."""
-    for folder, folders, files in os.walk(root, onerror=_raise):
-        for name in (*folders, *files):
-            status = (Path(folder) / name).lstat()
-            relative = (Path(folder) / name).relative_to(root).as_posix()
-            if stat.S_ISREG(status.st_mode):
-                yield relative, status.st_size
-            elif not stat.S_ISDIR(status.st_mode):
-                raise _tampered(root, f"'{relative}' is a link or a special file")
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for entry in _scanned(root / folder):
+            name = folder + entry.name
+            if entry.is_file(follow_symlinks=False):
+                yield name, entry.stat(follow_symlinks=False).st_size
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(f"{name}/")
+            else:
+                raise _tampered(root, f"'{name}' is a link or a special file")
 
 
-def _raise(error: OSError) -> None:
-    raise BadInputError(
-        "a bundle must be readable", found=str(error), remedy="correct its permissions"
-    ) from error
+def _scanned(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise BadInputError(
+            "a bundle must be readable", found=str(error), remedy="correct its permissions"
+        ) from error
 
 
-def _hash_file(path: Path) -> str:
-    digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:  # into memory that is there: new pages cost more
-        while size := file.readinto(chunk):
-            digest.update(chunk[:size])
-    return digest.hexdigest()
-
-
-def _check_size(path: Path, entry: FileEntry) -> None:
+def _check_size(path: Path, entry: FileEntry, size: int | None = None) -> None:
+    """Insist on a file's size, which is looked up if it is not known."""
     file = path / entry.path
-    size = f"{file.stat().st_size} bytes" if file.is_file() else "gone"
-    if size != f"{entry.size} bytes":
-        raise _tampered(path, f"'{entry.path}' is {size}, expected {entry.size} bytes")
+    if size is None:
+        size = file.stat().st_size if file.is_file() else None
+    if size != entry.size:
+        found = "gone" if size is None else f"{size} bytes"
+        raise _tampered(path, f"'{entry.path}' is {found}, expected {entry.size} bytes")
 
 
 def _check_digest(path: Path, entry: FileEntry, actual: str) -> None:

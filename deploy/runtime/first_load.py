@@ -111,9 +111,10 @@ def load_once(path: str, precision: str, manifest_sha256: str, memory_bytes: int
         "loaded", or a refusal: its kind, rule, found and remedy.
     """
     runtime_name()  # before the caps: what an import takes is not the model's
-    _confine(memory_bytes)
     try:
-        bundle = open_bundle(Path(path))
+        # as well: the parent has opened it so; and a copy of the model could not be written after
+        bundle = open_bundle(Path(path), keep=precision)
+        _confine(memory_bytes)
         if bundle.manifest_sha256 != manifest_sha256:
             raise TamperedBundleError(
                 "a bundle must stay as it is while it is loaded",

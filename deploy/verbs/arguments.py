@@ -20,6 +20,7 @@ __all__ = [
     "open_runner_of",
     "positive_float",
     "positive_int",
+    "rare_collections",
 ]
 
 
@@ -56,7 +57,7 @@ def open_runner_of(args: argparse.Namespace) -> "tuple[Bundle, Runner]":
 
     Call this before anything else that needs numpy: a start is mostly imports.
     """
-    with _rare_collections():
+    with rare_collections():
         from deploy.bundle.read import open_bundle
         from deploy.runtime.runner import open_runner
 
@@ -69,7 +70,7 @@ def open_runner_of(args: argparse.Namespace) -> "tuple[Bundle, Runner]":
 
 
 @contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
     """Look for garbage less often: what is imported stays, and the search takes a tenth of it."""
     thresholds = gc.get_threshold()
     gc.set_threshold(100_000, *thresholds[1:])

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.terminal import printable
-from deploy.verbs.arguments import add_bundle_arguments, open_runner_of, positive_int
+from deploy.verbs.arguments import (
+    add_bundle_arguments,
+    open_runner_of,
+    positive_int,
+    rare_collections,
+)
 
 if TYPE_CHECKING:
     from deploy.report.annotate import Annotator
@@ -83,6 +88,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     infer.set_defaults(handler=_infer)
 
 
+@rare_collections()  # else the first answer would pay for what was put off while opening
 def _infer(args: argparse.Namespace) -> int:
     annotate = None if args.annotate is None else _annotator(args.annotate)
     bundle, runner = open_runner_of(args)
