@@ -1,6 +1,7 @@
 """What the benchmark times as a peer's way from JPEG to answer is the same work as ours."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from deploy_bundle import LABELS, SPEC, write_small_bundle
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import picture_speed
 from end_to_end import jpegs, ours_end_to_end, usual_end_to_end
 from peers import Ready
 
@@ -59,3 +61,19 @@ def test_a_peer_answers_with_the_same_class_and_probability(photos, tmp_path):
     for ((label, probability),), (place, other) in zip(ours, theirs, strict=True):
         assert label == LABELS[place]
         assert probability == pytest.approx(other, abs=0.01)
+
+
+@pytest.mark.parametrize(("delay_s", "code"), [(0.0, 0), (0.05, 1)])
+def test_picture_speed_fails_where_ours_is_slow(monkeypatch, capsys, delay_s, code):
+    def slowed(images, spec):
+        end = time.thread_time() + delay_s
+        while time.thread_time() < end:
+            pass
+        return preprocess(images, spec)
+
+    monkeypatch.setattr(picture_speed, "_CASES", ((8, 16, 16, 6),))
+    monkeypatch.setattr(picture_speed, "_FLOOR", 0.1)  # a machine's noise is not the question
+    monkeypatch.setattr(picture_speed, "preprocess", slowed)
+    monkeypatch.setattr(sys, "argv", ["picture_speed.py"])
+    assert picture_speed.main() == code
+    assert f"{2 * code} of 2 below" in capsys.readouterr().out
