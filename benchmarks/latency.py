@@ -11,8 +11,8 @@ median of the rounds' ratios to plain torch.onnx.export and ONNX Runtime, with a
 answers of all are compared with torch's on real images: by SQNR, and for trained models by top-1.
 
 Each model, number of threads and batch size is a job, whose result is OUT/JOB.json; a finished one
-is not run again (--again does), so that a long run may be stopped and continued. The table is
-OUT/latency.md, the plots OUT/latency-*.png.
+is not run again (--again does; other images need another OUT), so that a long run may be stopped
+and continued. The table is OUT/latency.md, the plots OUT/latency-*.png.
 
 The full form fails (exit 1) where a model is slower than its wanted speed or than the fastest peer,
 as subjects.py has them, where such a peer fails, or where ours answers noise. --quick leaves
@@ -49,6 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
         out.mkdir(parents=True, exist_ok=True)
+        keep_images(out, args.images)
         said = install(args.peers or out / "peers", REQUIREMENTS)
         if said:
             _say(f"the peers could not all be installed: {said.splitlines()[-1]}")
@@ -69,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--again", action="store_true", help="run finished jobs again")
     parser.add_argument("--quick", action="store_true", help="a minute: our CNN, hardly trained")
     return parser
+
+
+def keep_images(out: Path, images: Path | None) -> None:
+    """Refuse a folder whose results, nets and bundles are of other images."""
+    name, note = "emoji-10" if images is None else str(images.resolve()), out / "images.txt"
+    if note.is_file() and (found := note.read_text("utf-8").strip()) != name:
+        _parser().error(f"{out} has results on {found}, not {name}: name another --out")
+    note.write_text(f"{name}\n", "utf-8")
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:

@@ -16,7 +16,7 @@ import latency_job
 import peak
 import rounds
 from install import install
-from latency import _parser, jobs, read, run
+from latency import _parser, jobs, keep_images, read, run
 from latency_job import OURS, Job, Row
 from latency_report import draw, figure, misses, to_markdown
 from peak import Peak
@@ -131,6 +131,14 @@ def test_what_the_quick_form_keeps_is_not_taken_for_the_full_form():
     quick, full = ({job.slug for job in jobs(_parser().parse_args(a))} for a in (["--quick"], []))
     assert len(quick) == 1 and len(full) == 4 * len(SUBJECTS) and not quick & full
     assert not {subject.slug for subject in QUICK} & {subject.slug for subject in SUBJECTS}
+
+
+def test_results_on_other_images_are_not_continued(tmp_path, capsys):
+    keep_images(tmp_path, None)
+    keep_images(tmp_path, None)
+    with pytest.raises(SystemExit):
+        keep_images(tmp_path, tmp_path / "photos")
+    assert "results on emoji-10, not" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_divide_the_images_is_refused(capsys):
