@@ -85,7 +85,7 @@ def test_a_scaled_embedding_has_the_right_direction_and_fails_by_its_error(tmp_p
 def test_bench_times_the_search_and_checks_the_embeddings(tmp_path):
     bundle = write_embedding_bundle(tmp_path / "b")
     result = bench(bundle, runner(bundle), count=30, warmup=0)
-    assert result.check.passed and result.check.neighbour_agreement == 1.0
+    assert result.check.passed and result.check.golden.neighbour_agreement == 1.0
     assert min(result.samples_ms["postprocess"]) > 0
     wrong = linear_onnx(-WEIGHT, output="embedding")
     bundle = write_embedding_bundle(tmp_path / "w", **{"model.fp32.onnx": wrong})
