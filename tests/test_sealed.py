@@ -1,10 +1,16 @@
+import errno
+import fcntl
 import hashlib
 import os
+import resource
+import runpy
 from pathlib import Path
 
 import pytest
 
+from deploy.bundle import sealed
 from deploy.bundle.sealed import SealedCopy, hash_file
+from deploy.errors import BadInputError
 
 DATA = bytes(range(256)) * 3000 + b"tail"  # more than one piece, and no whole number of them
 
@@ -19,20 +25,20 @@ def file(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"x", DATA])
 def test_a_copy_has_the_bytes_that_were_hashed(file, data):
     file.write_bytes(data)
-    copy = SealedCopy(file)
-    assert copy.sha256 == hash_file(file) == hashlib.sha256(data).hexdigest()
+    copy = SealedCopy(file, size=len(data))
+    assert copy.sha256 == hash_file(file, size=len(data)) == hashlib.sha256(data).hexdigest()
     assert bytes(copy.view()) == data
     assert Path(copy.path).read_bytes() == data
 
 
 def test_a_copy_stays_as_it_is_whatever_becomes_of_the_file(file):
-    copy = SealedCopy(file)
+    copy = SealedCopy(file, size=len(DATA))
     file.write_bytes(b"another")
     assert bytes(copy.view()) == DATA
 
 
 def test_nobody_can_change_a_copy(file):
-    copy = SealedCopy(file)
+    copy = SealedCopy(file, size=len(DATA))
     with Path(copy.path).open("r+b", buffering=0) as opened:
         with pytest.raises(PermissionError):
             opened.write(b"y")
@@ -45,8 +51,71 @@ def test_nobody_can_change_a_copy(file):
 
 
 def test_a_copy_ends_with_the_last_that_refers_to_it(file):
-    copy = SealedCopy(file)
+    copy = SealedCopy(file, size=len(DATA))
     path, view = copy.path, copy.view()
     del copy
     assert not os.path.lexists(path)
     assert bytes(view) == DATA
+
+
+def test_of_a_file_that_grows_for_ever_one_byte_too_many_is_read():
+    for size in (0, 10, len(DATA)):
+        one_more = hashlib.sha256(bytes(size + 1)).hexdigest()
+        assert hash_file(Path("/dev/zero"), size=size) == one_more
+        copy = SealedCopy(Path("/dev/zero"), size=size)
+        assert copy.sha256 == one_more and len(copy.view()) == size + 1
+
+
+def test_a_python_without_memfd_create_of_its_own_makes_copies_too(file, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    for name in [name for name in dir(fcntl) if name.startswith(("F_SEAL", "F_ADD_SEALS"))]:
+        monkeypatch.delattr(fcntl, name)
+    copy = runpy.run_path(sealed.__file__)["SealedCopy"](file, size=len(DATA))
+    assert bytes(copy.view()) == DATA
+    with pytest.raises(PermissionError):
+        os.truncate(copy.path, 1)
+
+
+def open_numbers():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "found"),
+    [
+        (resource.RLIMIT_NOFILE, 0, "Too many open files: 'memfd_create'"),
+        (resource.RLIMIT_FSIZE, 4096, "File too large"),
+    ],
+)
+def test_memory_that_is_refused_is_explained_and_no_file_is_left_open(file, limit, most, found):
+    opened = open_numbers()
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most, before[1]))
+    try:
+        with pytest.raises(BadInputError, match="sealed copy") as caught:
+            SealedCopy(file, size=len(DATA))
+    finally:
+        resource.setrlimit(limit, before)
+    assert found in caught.value.found and "memfd_create" in caught.value.remedy
+    del caught
+    assert open_numbers() == opened
+
+
+def test_a_system_without_memfd_create_or_proc_is_explained(file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed.ctypes, "CDLL", lambda *_, **__: object())
+        with pytest.raises(BadInputError, match=os.strerror(errno.ENOSYS)):
+            SealedCopy(file, size=len(DATA))
+
+    def missing(path):
+        raise FileNotFoundError(errno.ENOENT, "not there", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed.Path, "stat", missing)
+        with pytest.raises(BadInputError, match="/proc/self/fd"):
+            SealedCopy(file, size=len(DATA))
+
+
+def test_a_file_that_cannot_be_read_is_not_blamed_on_memory(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        SealedCopy(tmp_path / "none", size=1)

@@ -1,5 +1,6 @@
 """What a start of `edgereg infer` does without, and what it does not read twice."""
 
+import errno
 import gc
 import json
 import subprocess
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 from deploy_bundle import write_small_bundle
 
-from deploy.bundle import read
+from deploy.bundle import read, sealed
 from deploy.bundle.read import open_bundle
 from deploy.errors import BadInputError, TamperedBundleError
 from deploy.runtime.heap import return_free_memory
 from deploy.runtime.ort_runner import OrtRunner
 from deploy.verbs.arguments import rare_collections
+from edgereg.cli import main
 
 NEVER = (
     *("torch", "onnx", "export", "edgereg.commands", "yaml", "http.server", "socket"),
@@ -78,6 +80,27 @@ def test_a_model_that_is_kept_is_the_one_that_was_checked(bundle):
     for again in (opened.sealed, opened.read):
         with pytest.raises(TamperedBundleError, match=f"'{file}'"):
             again(file)
+
+
+def test_a_file_that_grows_after_its_size_was_looked_up_is_not_read_for_ever(bundle, monkeypatch):
+    file = "model.fp32.onnx"
+    opened = open_bundle(bundle)
+    monkeypatch.setattr(read, "_check_size", lambda *_: None)
+    (bundle / file).unlink()
+    (bundle / file).symlink_to("/dev/zero")
+    for hand_out in (opened.read, opened.sealed):
+        with pytest.raises(TamperedBundleError, match=f"'{file}'"):
+            hand_out(file)
+
+
+def test_a_refused_copy_in_memory_ends_the_command_with_a_remedy(bundle, monkeypatch, capsys):
+    def refuse():
+        raise PermissionError(errno.EPERM, "not permitted", "memfd_create")
+
+    monkeypatch.setattr(sealed, "_memory_file", refuse)
+    assert main(["infer", str(bundle), str(bundle / "golden/0.png")]) == 2
+    said = capsys.readouterr().err
+    assert "not permitted: 'memfd_create'" in said and "remedy: free memory" in said
 
 
 @pytest.mark.parametrize("keep", ["fp32", "int8", None])

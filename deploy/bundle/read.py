@@ -58,7 +58,7 @@ class Bundle:
         """
         entry = self._entries[name]
         _check_size(self.path, entry)
-        data = (self.path / name).read_bytes()
+        data = _read(self.path / name, size=entry.size)
         _check_digest(self.path, entry, hashlib.sha256(data).hexdigest())
         return data
 
@@ -70,12 +70,14 @@ class Bundle:
 
         Raises:
             TamperedBundleError: The file is no longer what it was.
+            BadInputError: The system gives no memory for it.
         """
-        if name in self._checked:
-            return self._checked.pop(name)
+        kept = self._checked.pop(name, None)
+        if kept is not None:
+            return kept
         entry = self._entries[name]
         _check_size(self.path, entry)
-        copy = SealedCopy(self.path / name)
+        copy = SealedCopy(self.path / name, size=entry.size)
         _check_digest(self.path, entry, copy.sha256)
         return copy
 
@@ -105,7 +107,7 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
 
     Raises:
         BadInputError: The path is no bundle, or one of another format, or a model in it is not made
-            as an export's is.
+            as an export's is; or the system gives no memory for what is kept.
         TamperedBundleError: A file is missing, extra, a link, or differs from the manifest's hash.
     """
     path = path.resolve()  # the bundle may be reached by a link, such as `current`
@@ -130,7 +132,7 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
         if entry.path == kept:
             bundle._checked[kept] = bundle.sealed(kept)
         else:
-            _check_digest(path, entry, hash_file(path / entry.path))
+            _check_digest(path, entry, hash_file(path / entry.path, size=entry.size))
     for file in sorted({variant.file for variant in manifest.variants.values()}):
         model = bundle._checked[file].view() if file == kept else bundle.read(file)
         check_structure(model, file=file)
@@ -144,8 +146,10 @@ def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
             raise _tampered(path, f"'{name}' is missing")
         if sizes[name] > strict_json.MAX_BYTES:
             raise _tampered(path, f"'{name}' has {sizes[name]} bytes")
-    manifest_bytes = (path / MANIFEST_NAME).read_bytes()
-    expected, actual = (path / DIGEST_NAME).read_bytes(), digest_line(manifest_bytes)
+    manifest_bytes, expected = (
+        _read(path / name, size=sizes[name]) for name in (MANIFEST_NAME, DIGEST_NAME)
+    )
+    actual = digest_line(manifest_bytes)
     if expected != actual:
         raise _tampered(
             path,
@@ -153,6 +157,12 @@ def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
             f"expected {_shown(expected)}, actual {_shown(actual)}",
         )
     return manifest_bytes
+
+
+def _read(file: Path, *, size: int) -> bytes:
+    """A file's content; of one that has grown, which may never end, one byte more than `size`."""
+    with file.open("rb") as opened:
+        return opened.read(size + 1)
 
 
 def _regular_files(root: Path) -> Iterator[tuple[str, int]]:

@@ -4,21 +4,31 @@ A library that is handed bytes copies them first, ONNX Runtime twice; by a name 
 piece. But between its hash and its parser a file on a disk may change. So it is copied, as it is
 hashed, into a file that lives in memory and then takes no more writes, not even from this process.
 
-Source: memfd_create(2); F_ADD_SEALS in fcntl(2).
+Python's own memfd_create and seals are not used: an interpreter that was built against an old C
+library, as conda's and uv's are, has none, whatever the machine offers.
+
+Source: memfd_create(2); F_ADD_SEALS in fcntl(2); their numbers from Linux's fcntl.h and memfd.h.
 """
 
+import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+
+from deploy.errors import BadInputError
 
 __all__ = ["SealedCopy", "hash_file"]
 
 _CHUNK_BYTES = 1 << 18  # stays in a processor's cache
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_CLOSE_ON_EXEC, _ALLOW_SEALING = 0x1, 0x2
+_F_ADD_SEALS = 1033
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no other seal, no shrinking, no growing, no writing
 
 
 class SealedCopy:
@@ -26,19 +36,25 @@ class SealedCopy:
 
     Args:
         source: The file.
+        size: In bytes, that it should have.
 
     Attributes:
-        sha256: Of its bytes.
+        sha256: As `hash_file` gives it.
         path: A name by which this process can open it.
+
+    Raises:
+        BadInputError: The system gives no such memory.
     """
 
-    def __init__(self, source: Path) -> None:
-        self._number = os.memfd_create("edgereg", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def __init__(self, source: Path, *, size: int) -> None:
+        with _memory_needed():
+            self._number = _memory_file()
         weakref.finalize(self, os.close, self._number)
-        with open(self._number, "wb", closefd=False) as copy:
-            self.sha256 = hash_file(source, copy=copy)
-        fcntl.fcntl(self._number, fcntl.F_ADD_SEALS, _SEALS)
         self.path = f"/proc/self/fd/{self._number}"
+        self.sha256 = hash_file(source, size=size, each=self._write)
+        with _memory_needed():
+            fcntl.fcntl(self._number, _F_ADD_SEALS, _SEALS)
+            Path(self.path).stat()  # which a container without /proc does not have
 
     def view(self) -> memoryview:
         """Its bytes, of which only those that are looked at take memory."""
@@ -46,15 +62,51 @@ class SealedCopy:
             return memoryview(b"")
         # private: before Linux 6.7 a shared map of a sealed file is refused, even to read
         flags, prot = mmap.MAP_PRIVATE, mmap.PROT_READ
-        return memoryview(mmap.mmap(self._number, 0, flags=flags, prot=prot))
+        with _memory_needed():
+            return memoryview(mmap.mmap(self._number, 0, flags=flags, prot=prot))
+
+    def _write(self, piece: memoryview) -> None:
+        with _memory_needed():
+            while piece:
+                piece = piece[os.write(self._number, piece) :]
 
 
-def hash_file(path: Path, *, copy: BinaryIO | None = None) -> str:
-    """Compute the SHA-256 of a file, and write it to `copy` on the way."""
+def hash_file(path: Path, *, size: int, each: Callable[[memoryview], None] | None = None) -> str:
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: The file.
+        size: In bytes, that it should have. Of a larger one, which may grow for ever, only one byte
+            more is read: enough for another hash.
+        each: Called with each piece on the way.
+    """
     digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
+    left = size + 1
     with path.open("rb", buffering=0) as file:  # into memory that is there: new pages cost more
-        while size := file.readinto(chunk):
-            digest.update(chunk[:size])
-            if copy is not None:
-                copy.write(chunk[:size])
+        while count := file.readinto(chunk[:left]):
+            left -= count
+            digest.update(chunk[:count])
+            if each is not None:
+                each(chunk[:count])
     return digest.hexdigest()
+
+
+def _memory_file() -> int:
+    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+    number = -1 if create is None else create(b"edgereg", _CLOSE_ON_EXEC | _ALLOW_SEALING)
+    if number < 0:
+        code = errno.ENOSYS if create is None else ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "memfd_create")
+    return int(number)
+
+
+@contextlib.contextmanager
+def _memory_needed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInputError(
+            "a model is loaded from a sealed copy of its file in memory",
+            found=str(error),
+            remedy="free memory; a container or sandbox must allow memfd_create and have /proc",
+        ) from error
