@@ -11,6 +11,7 @@ from deploy.bundle.read import open_bundle
 from deploy.bundle.write import write_bundle
 from deploy.errors import BadInputError
 from deploy.runtime import cudart
+from deploy.runtime.ort_runner import open_session
 from deploy.runtime.preprocess import preprocess
 from deploy.runtime.runner import BACKENDS, open_runner
 
@@ -146,6 +147,30 @@ def test_a_session_that_would_run_elsewhere_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: elsewhere)
     with pytest.raises(BadInputError, match="it would run on CUDAExecutionProvider"):
         open_ort(bundle)
+
+
+def test_a_load_that_fails_is_not_tried_again_and_prints_nothing(tmp_path, monkeypatch, capsys):
+    import onnxruntime
+
+    bundle, loads = write_small_bundle(tmp_path / "b"), []
+
+    def fail(*_):
+        loads.append(1)
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BadInputError, match=r"ONNX Runtime says: no room"):
+        open_ort(bundle)
+    assert len(loads) == 1 and capsys.readouterr().out == ""
+
+
+def test_a_session_forgets_the_name_of_its_model_which_may_be_another_files_later(tmp_path):
+    bundle = write_small_bundle(tmp_path / "b")
+    file = bundle.manifest.variants["fp32"].file
+    for model in (bundle.sealed(file), bundle.read(file)):
+        session = open_session(model, file=file, threads=1)
+        with pytest.raises(TypeError):  # it has nothing to load
+            session.set_providers(["CPUExecutionProvider"])
 
 
 def test_missing_onnxruntime_names_the_extra(tmp_path, monkeypatch):

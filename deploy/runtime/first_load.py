@@ -112,7 +112,8 @@ def load_once(path: str, precision: str, manifest_sha256: str, memory_bytes: int
     """
     runtime_name()  # before the caps: what an import takes is not the model's
     try:
-        # as well: the parent has opened it so; and a copy of the model could not be written after
+        # This, too, before the caps, by which no copy of the model could be written; the parent
+        # has opened the same bundle without any.
         bundle = open_bundle(Path(path), keep=precision)
         _confine(memory_bytes)
         if bundle.manifest_sha256 != manifest_sha256:

@@ -95,10 +95,12 @@ def open_session(model: bytes | SealedCopy, *, file: str, threads: int) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; warnings would mix with the command's own output
     try:
-        session = ort.InferenceSession(source, options, providers=[_PROVIDER])
+        # without its fallback, which prints and loads again
+        session = ort.InferenceSession(source, options, providers=[_PROVIDER], enable_fallback=0)
     except Exception as error:  # its exception classes share no documented base
         raise _unusable(file, f"ONNX Runtime says: {error}") from error
-    session._model_bytes = None  # kept for a second session on other providers, never for one
+    # Kept for a second session on other providers; the path may be another file's by then.
+    session._model_bytes = session._model_path = None
     return_free_memory()
     if session.get_providers() != [_PROVIDER]:
         raise _unusable(file, f"it would run on {', '.join(session.get_providers())}")
