@@ -139,6 +139,7 @@ def test_a_specification_survives_json():
         ({"width": 20000}, "width must be"),
         ({"resize": "squash"}, "resize must be"),
         ({"crop_fraction": 0.0, "resize": "cover"}, "crop_fraction must be above 0"),
+        ({"crop_fraction": 5e-324, "resize": "cover"}, "crop_fraction must be above 0"),
         ({"crop_fraction": 0.5}, "crop_fraction must be 1 for 'stretch'"),
         ({"mean": (0.0, float("nan"), 0.0)}, "mean must be"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be"),

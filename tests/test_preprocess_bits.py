@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from deploy.errors import BadInputError
 from deploy.runtime import preprocess as module
+from deploy.runtime.decode import MAX_SIDE
 from deploy.runtime.preprocess import Preprocessing, fit, normalize, preprocess, scaled_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,6 +99,7 @@ def test_the_models_input_is_the_references_bit_for_bit(block, h, w, height, wid
         (1080, 1920, 32),
         (4000, 9, 2),
         (9, 20000, 3),
+        (1, 65535, 2),  # the most weights
     ],
 )
 @pytest.mark.parametrize("resize", [("stretch", 1.0), ("cover", 0.875)])
@@ -136,6 +139,22 @@ def test_weights_of_fewer_bits_would_be_seen():
         assert_same_bits(
             np.ascontiguousarray(fit(image, spec)), _reference_fit(image, spec, bits=16)
         )
+
+
+def test_a_larger_side_whose_weights_would_vanish_is_refused():
+    spec = Preprocessing(2, 2, "stretch", 1.0, MEAN, STD)
+    for shape in ((1, MAX_SIDE, 3), (MAX_SIDE, 1, 3)):
+        white = np.full(shape, 255, np.uint8)
+        assert fit(white, spec).min() == 255
+        with pytest.raises(BadInputError, match="at most 65535 on a side"):
+            fit(np.resize(white, (shape[0] + 1, shape[1] + 1, 3)), spec)
+
+
+def test_weights_that_are_kept_cannot_be_changed():
+    weights = module._triangle_weights(20, 8, keep=8)
+    for array in (weights.sources, weights.fixed):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 def test_an_image_is_not_written_to():

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from deploy import strict_json
 from deploy.errors import BadInputError
+from deploy.runtime.decode import MAX_SIDE
 
 __all__ = ["Preprocessing", "fit", "normalize", "preprocess", "scaled_size"]
 
-_WEIGHT_BITS = 22  # 8 bits of pixel + 22 of weight leave two of 32 free: sums cannot overflow
+# 8 bits of pixel + 22 of weight leave two of 32 free: sums cannot overflow. Of millions of weights,
+# more than MAX_SIDE allows, each would round to nothing.
+_WEIGHT_BITS = 22
 _BLOCK = 1 << 17  # products at a time: half a MiB, which a core's cache holds
 _NARROWEST = 64  # columns at a time, however many rows are combined
 
@@ -58,7 +61,8 @@ class Preprocessing:
             "height must be 1 to 16384": 1 <= self.height <= 16384,
             "width must be 1 to 16384": 1 <= self.width <= 16384,
             "resize must be 'stretch' or 'cover'": self.resize in ("stretch", "cover"),
-            "crop_fraction must be above 0 and at most 1": 0 < self.crop_fraction <= 1,
+            # of a smaller one the scaled side is no number any more
+            "crop_fraction must be above 0.000001 and at most 1": 1e-6 < self.crop_fraction <= 1,
             "crop_fraction must be 1 for 'stretch'": self.resize == "cover"
             or self.crop_fraction == 1,
             "layout must be 'nchw-float32' or 'nhwc-uint8'": self.layout
@@ -107,13 +111,15 @@ def fit(image: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
         (height, width, 3) uint8: the image itself if it has this size and nothing is cropped.
 
     Raises:
-        BadInputError: The image has another shape or type.
+        BadInputError: The image has another shape or type, or is larger than `decode` allows.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+    is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not is_rgb or image.size == 0 or max(image.shape) > MAX_SIDE:
         raise BadInputError(
-            "an image must be (height, width, 3) uint8 and not empty",
+            "an image must be (height, width, 3) uint8, not empty, "
+            f"and at most {MAX_SIDE} on a side",
             found=f"{image.shape} {image.dtype}",
-            remedy="decode it to RGB first",
+            remedy="decode it to RGB first; scale a larger one down",
         )
     scaled_height, scaled_width = scaled_size(image.shape[0], image.shape[1], spec)
     columns = _triangle_weights(image.shape[1], scaled_width, keep=spec.width)
@@ -234,8 +240,11 @@ def _triangle_weights(size: int, scaled_size: int, *, keep: int) -> _Weights:
     weights /= weights.sum(axis=0)
     fixed = (weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
     start, stop = int(first[0]), int(last[-1])
-    sources = np.minimum(sources, stop - 1) - start
-    return _Weights(start, stop, np.ascontiguousarray(sources.T), np.ascontiguousarray(fixed.T))
+    sources = np.ascontiguousarray((np.minimum(sources, stop - 1) - start).T)
+    fixed = np.ascontiguousarray(fixed.T)
+    for array in (sources, fixed):
+        array.flags.writeable = False  # they are kept, and shared between threads
+    return _Weights(start, stop, sources, fixed)
 
 
 def _weigh(image: NDArray[np.uint8], weights: _Weights) -> NDArray[np.uint8]:
