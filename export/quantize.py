@@ -25,6 +25,7 @@ from deploy.errors import BadInputError
 from export.calibrate import collect_histograms
 from export.matmul_bias import part_biases
 from export.ranges import Method, find_ranges
+from export.silu import join_silus, known_shapes
 from export.targets import Scheme
 
 __all__ = ["SCHEMES", "layers_of", "observed_tensors", "quantize", "write_int8"]
@@ -143,6 +144,7 @@ def write_int8(
         _free_other_readers(written.graph, chosen)
     else:
         part_biases(written.graph, _ranks(inferred.graph), chosen)
+        join_silus(written.graph, known_shapes(inferred.graph))
     _sort_nodes(written.graph)
     _name_nodes(written.graph, owners)
     _clean(written, proto)
