@@ -30,14 +30,14 @@ from torch import nn
 from deploy.bundle.manifest import Tolerance
 from deploy.errors import BadInputError, CheckFailedError
 from deploy.measure.compare import compare
-from export.conformance import judge
-from export.gates import assert_exportable
-from export.mixed_precision import to_fp16
-from export.sensitivity import quantize_until
-from export.simplify import simplify
+from export.onnx_file.conformance import judge
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
+from export.precision.mixed_precision import to_fp16
+from export.precision.sensitivity import quantize_until
+from export.precision.variants import open_variant
 from export.targets import TARGETS, Precision, Target
-from export.to_onnx import to_onnx
-from export.variants import open_variant
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _ANY = Tolerance(max_scaled_error=1.0, min_top1_agreement=0.0, reason="measured, not judged")

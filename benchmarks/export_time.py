@@ -27,10 +27,10 @@ from torch import nn
 from deploy.runtime.decode import encode_png
 from deploy.runtime.preprocess import Preprocessing
 from export.exporter import ExportRequest, export_bundle
-from export.gates import assert_exportable
-from export.simplify import simplify
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import find_target
-from export.to_onnx import to_onnx
 
 _WANTED = 1.5
 

@@ -28,8 +28,8 @@ from deploy.runtime.preprocess import Preprocessing, preprocess
 from deploy.runtime.runner import open_runner
 from edgereg.checkpoint import load_classifier
 from edgereg.data.images import Images, evenly, labels_of
-from export.accuracy import judge_accuracy
-from export.emulate_int8 import sqnr_db
+from export.judge.accuracy import judge_accuracy
+from export.precision.emulate_int8 import sqnr_db
 
 __all__ = ["IMAGES", "OURS", "Job", "Result", "Row", "count_gflop", "measure"]
 

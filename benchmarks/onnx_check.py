@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from deploy.bundle.manifest import Tolerance
 from deploy.measure.compare import compare
-from export.run_onnx import open_session
-from export.simplify import Simplified
+from export.onnx_file.run_onnx import open_session
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import Simplified
 from export.targets import find_target
-from export.to_onnx import to_onnx
 
 __all__ = ["BATCHES", "TOLERANCE", "OnnxCheck", "check_onnx"]
 

@@ -10,8 +10,8 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy.errors import CheckFailedError
-from export.report import PassReport
-from export.simplify import SIMPLIFY_PASSES, Pass, simplify
+from export.passes.simplify import SIMPLIFY_PASSES, Pass, simplify
+from export.traced.report import PassReport
 
 __all__ = ["Planted", "forget_eps", "move_a_weight", "plant"]
 

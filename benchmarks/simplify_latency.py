@@ -38,10 +38,10 @@ from setting import describe_setting
 from timing import Row, compare
 from torch import Tensor, nn
 
-from export.run_onnx import open_session
-from export.simplify import simplify
+from export.onnx_file.run_onnx import open_session
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 _SIZE = 224
 _TARGET = TARGETS["onnxruntime-x86"]

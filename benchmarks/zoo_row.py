@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deploy.errors import BadInputError, CheckFailedError
-from export.simplify import Simplified, simplify
+from export.passes.simplify import Simplified, simplify
 
 __all__ = ["NOT_RUN", "STATUSES", "Job", "measure"]
 

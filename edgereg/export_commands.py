@@ -12,8 +12,8 @@ from edgereg.inspect_command import add_inspect, print_diffs
 
 if TYPE_CHECKING:
     from edgereg.data.images import Images
-    from export.report import SimplifyReport
     from export.targets import Precision
+    from export.traced.report import SimplifyReport
 
 __all__ = ["add_export_commands"]
 
@@ -133,8 +133,8 @@ def _export(args: argparse.Namespace) -> int:
         return _bisect(args)
     from edgereg.data.images import open_images
     from edgereg.ship import ship
-    from export.accuracy import parse_gates
-    from export.judging import neighbours_text
+    from export.judge.accuracy import parse_gates
+    from export.judge.judging import neighbours_text
 
     result = ship(
         args.checkpoint,

@@ -11,7 +11,7 @@ from torch import nn
 from deploy.inspection import Inspection
 from edgereg.checkpoint import load_checkpoint, load_classifier, load_start
 from edgereg.models.zoo import ModelConfig, build_model
-from export.simplify import simplify
+from export.passes.simplify import simplify
 
 __all__ = ["inspect_checkpoint", "inspect_model"]
 

@@ -18,14 +18,14 @@ from edgereg.data.images import Images
 from edgereg.errors import EdgeregError
 from edgereg.ship import draw_calibration
 from edgereg.subject import classifier, spread_out
-from export.holdout import as_float
-from export.module_diff import ModuleDiff, compare_modules
-from export.pixels import read_pixels
+from export.judge.holdout import as_float
+from export.judge.module_diff import ModuleDiff, compare_modules
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.pixels import read_pixels
+from export.passes.simplify import simplify
+from export.precision.variants import TOLERANCES, make_variant
 from export.request import MIN_GOLDEN, check_precisions
-from export.simplify import simplify
 from export.targets import Precision, find_target
-from export.to_onnx import to_onnx
-from export.variants import TOLERANCES, make_variant
 
 __all__ = ["bisect_export", "diff_bundle"]
 

@@ -16,8 +16,8 @@ from edgereg.data.images import Images, digest
 from edgereg.errors import DataError
 from edgereg.report.export_page import export_json, export_page
 from edgereg.subject import Decoded, classifier, encoder, spread_out
-from export.calibrate import assert_disjoint, calibration_provenance
 from export.exporter import BUNDLE_MEMBERS, ExportResult, export_bundle
+from export.precision.calibrate import assert_disjoint, calibration_provenance
 from export.request import MAX_SAMPLE, MIN_GOLDEN, ExportRequest
 from export.targets import Precision, find_target
 

@@ -13,7 +13,7 @@ from torch import nn
 from edgereg.checkpoint import Checkpoint, load_backbone, load_classifier
 from edgereg.data.images import Images, Subset, check_classes, evenly, labels_of
 from edgereg.errors import DataError
-from export.calibrate import calibration_provenance
+from export.precision.calibrate import calibration_provenance
 from export.request import MIN_GOLDEN, References
 
 __all__ = ["MAX_REFERENCES", "Decoded", "Subject", "classifier", "encoder", "spread_out"]

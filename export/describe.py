@@ -20,7 +20,7 @@ from deploy.bundle.manifest import (
 )
 from deploy.bundle.tolerance import AnyTolerance
 from deploy.runtime.neighbours import ReferenceIndex
-from export.judging import VariantResult
+from export.judge.judging import VariantResult
 from export.request import ExportRequest
 from export.targets import Precision, Target
 

@@ -25,19 +25,19 @@ from deploy.publish import check_free
 from deploy.runtime.decode import decode
 from deploy.runtime.preprocess import preprocess
 from export.describe import describe, output_name
-from export.holdout import as_float
-from export.judging import Judging, VariantResult
+from export.judge.holdout import as_float
+from export.judge.judging import Judging, VariantResult
+from export.judge.resize_ablation import ResizeAblation
 from export.model_card import model_card
-from export.pixels import read_pixels
-from export.report import SimplifyReport
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.pixels import read_pixels
+from export.passes.simplify import simplify
+from export.precision.variants import TOLERANCES, make_variant
 from export.request import ExportRequest, check_request
-from export.resize_ablation import ResizeAblation
-from export.simplify import simplify
-from export.sites import assert_simplified
 from export.targets import Precision, find_target
-from export.to_onnx import to_onnx
-from export.trace import floating_dtype
-from export.variants import TOLERANCES, make_variant
+from export.traced.report import SimplifyReport
+from export.traced.sites import assert_simplified
+from export.traced.trace import floating_dtype
 
 __all__ = ["BUNDLE_MEMBERS", "ExportRequest", "ExportResult", "export_bundle"]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from deploy.bundle.manifest import Manifest, TensorSpec, Variant
 from deploy.measure.compare import Comparison
-from export.report import SimplifyReport, order_above
 from export.targets import Precision
+from export.traced.report import SimplifyReport, order_above
 
 __all__ = ["LICENSES", "model_card"]
 

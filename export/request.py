@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from deploy.errors import BadInputError
 from deploy.runtime.preprocess import Preprocessing
-from export.calibrate import assert_disjoint, calibration_provenance
 from export.model_card import LICENSES
+from export.precision.calibrate import assert_disjoint, calibration_provenance
 from export.targets import Precision, Target, find_target
 
 __all__ = [

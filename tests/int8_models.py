@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgereg.data.emoji10 import Emoji10
-from export.simplify import simplify
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 
 def emoji(split: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

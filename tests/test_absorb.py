@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import CheckFailedError
-from export import into_consumers, into_producers
-from export.simplify import simplify
-from export.sites import find_sites
+from export.passes import into_consumers, into_producers
+from export.passes.simplify import simplify
+from export.traced.sites import find_sites
 
 POOLS = [
     nn.AvgPool2d(2),

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.errors import BadInputError
 from deploy.measure.paired import compare_answers, count_needed
-from export.accuracy import judge_accuracy, parse_gates
+from export.judge.accuracy import judge_accuracy, parse_gates
 
 
 def paired(count, *, lost=0, gained=0, ties=0):

@@ -9,14 +9,14 @@ from onnx import defs
 from deploy.bundle.allow_list import BOUNDS, ELEMENT_BYTES, OPERATORS, OPSETS
 from deploy.bundle.onnx_structure import structural_problem
 from deploy.runtime.preprocess import Preprocessing
-from export.mixed_precision import to_fp16
+from export.onnx_file.schema_checks import schema_problems
+from export.onnx_file.to_onnx import to_onnx
 from export.operators import TENSORRT_8_6, TENSORRT_10_1
-from export.pixels import read_pixels
-from export.quantize import quantize
-from export.schema_checks import schema_problems
-from export.simplify import simplify
+from export.passes.pixels import read_pixels
+from export.passes.simplify import simplify
+from export.precision.mixed_precision import to_fp16
+from export.precision.quantize import quantize
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 NOT_ALLOWED = """
     BatchNormalization Dropout If Loop NonMaxSuppression NonZero RandomNormal RandomNormalLike

@@ -13,22 +13,22 @@ from torch.nn import functional as F
 from deploy.errors import CheckFailedError
 from edgereg.models.attention import SelfAttention
 from edgereg.models.vit import SmallViT
-from export import fold_attention_scale as scale_pass
-from export.class_token import pad_class_token
-from export.dead_code import remove_dead_code
-from export.fold_attention_scale import fold_attention_scale
-from export.fold_constants import fold_constants
-from export.functional import make_functional
-from export.graph import arguments, operator, tensor
-from export.pack_attention import pack_attention
-from export.plain_attention import plain_attention
-from export.plain_shapes import plain_shapes
-from export.run_onnx import open_session
-from export.simplify import Simplified, simplify
-from export.strip_dropout import strip_dropout
+from export.onnx_file.run_onnx import open_session
+from export.onnx_file.to_onnx import to_onnx
+from export.passes import fold_attention_scale as scale_pass
+from export.passes.class_token import pad_class_token
+from export.passes.fold_attention_scale import fold_attention_scale
+from export.passes.fold_constants import fold_constants
+from export.passes.functional import make_functional
+from export.passes.pack_attention import pack_attention
+from export.passes.plain_attention import plain_attention
+from export.passes.plain_shapes import plain_shapes
+from export.passes.simplify import Simplified, simplify
+from export.passes.strip_dropout import strip_dropout
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
-from export.trace import trace
+from export.traced.dead_code import remove_dead_code
+from export.traced.graph import arguments, operator, tensor
+from export.traced.trace import trace
 
 PASSES = (
     strip_dropout,

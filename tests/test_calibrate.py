@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.errors import BadInputError
-from export.calibrate import (
+from export.precision.calibrate import (
     BINS,
     Histogram,
     assert_disjoint,
     calibration_provenance,
     collect_histograms,
 )
-from export.ranges import METHODS, _divergence, find_range
+from export.precision.ranges import METHODS, _divergence, find_range
 
 
 def histogram_of(*parts) -> Histogram:

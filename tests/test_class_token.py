@@ -4,13 +4,13 @@ import torch
 from export_models import noise, randomized
 from torch import nn
 
-from export.class_token import pad_class_token
-from export.dead_code import remove_dead_code
-from export.functional import make_functional
-from export.graph import operator
-from export.simplify import simplify
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.class_token import pad_class_token
+from export.passes.functional import make_functional
+from export.passes.simplify import simplify
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
+from export.traced.dead_code import remove_dead_code
+from export.traced.graph import operator
 
 PASSES = (make_functional, pad_class_token, remove_dead_code)
 

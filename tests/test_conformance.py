@@ -6,13 +6,13 @@ from export_models import AttentionBlock, noise, randomized, small_cnn
 from onnx import TensorProto, helper
 from torch import nn
 
-import export.conformance
+import export.onnx_file.conformance
 from deploy.errors import CheckFailedError
-from export.conformance import judge
-from export.gates import assert_exportable
-from export.simplify import simplify
+from export.onnx_file.conformance import judge
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 ORIN = TARGETS["jetpack6.2"]
 
@@ -105,7 +105,7 @@ def test_a_target_without_a_gpu_needs_no_judge():
 
 
 def test_without_the_judge_a_model_is_not_judged_and_it_is_said_why(monkeypatch):
-    monkeypatch.setattr(export.conformance, "_JUDGE", "tensorrt_of_nobody")
+    monkeypatch.setattr(export.onnx_file.conformance, "_JUDGE", "tensorrt_of_nobody")
     verdict = judge(one_node("Relu"), ORIN)
     assert verdict.verdict == "not judged"
     assert "tensorrt_of_nobody" in verdict.detail and "edgereg[conformance]" in verdict.detail
@@ -122,6 +122,6 @@ def test_without_the_judge_a_model_is_not_judged_and_it_is_said_why(monkeypatch)
 def test_a_judge_that_crashes_or_hangs_fails_the_check_and_not_the_export(
     child, limit_s, found, monkeypatch
 ):
-    monkeypatch.setattr(export.conformance, "_CHILD", child)
+    monkeypatch.setattr(export.onnx_file.conformance, "_CHILD", child)
     with pytest.raises(CheckFailedError, match=found):
         judge(one_node("Relu"), ORIN, time_limit_s=limit_s)

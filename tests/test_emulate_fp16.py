@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.emulate_fp16 import emulate_fp16, locate_nonfinite
-from export.half import convertible, write_fp16
-from export.run_onnx import open_session, run_batches
+from export.onnx_file.run_onnx import open_session, run_batches
+from export.precision.emulate_fp16 import emulate_fp16, locate_nonfinite
+from export.precision.half import convertible, write_fp16
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(0, 2, (1, 8)).astype(np.float32)

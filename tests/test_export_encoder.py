@@ -325,15 +325,15 @@ def test_what_cannot_be_an_encoders_bundle_is_refused(
 
 def test_a_file_that_turns_the_embedding_is_not_exported(request_, tmp_path, monkeypatch):
     """The control: the same numbers, each in its neighbour's place."""
-    import export.judging
+    import export.judge.judging
 
-    real = export.judging.open_variant
+    real = export.judge.judging.open_variant
 
     def turned(precision, file, target):
         run = real(precision, file, target)
         return lambda inputs: np.roll(run(inputs), 1, axis=1)
 
-    monkeypatch.setattr(export.judging, "open_variant", turned)
+    monkeypatch.setattr(export.judge.judging, "open_variant", turned)
     with pytest.raises(CheckFailedError, match=r"cosine similarity .*neighbour agreement"):
         export_bundle(Colours().eval(), tmp_path / "x.bundle", request=request_)
     assert list(tmp_path.iterdir()) == []

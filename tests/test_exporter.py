@@ -185,7 +185,7 @@ def test_a_file_that_answers_otherwise_than_the_model_is_not_exported(
     """The control of the last comparison: a file whose weights were moved by 0.1 %."""
 
     def to_onnx(*args, **kwargs):
-        proto = onnx.load_model_from_string(export.to_onnx.to_onnx(*args, **kwargs))
+        proto = onnx.load_model_from_string(export.onnx_file.to_onnx.to_onnx(*args, **kwargs))
         for weight in proto.graph.initializer:
             if weight.data_type == onnx.TensorProto.FLOAT:
                 weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) * 1.001).tobytes()

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import CheckFailedError
-from export.fold_batchnorm import fold_batchnorm
-from export.graph import arguments, replace
-from export.report import PassReport
-from export.simplify import Simplified, simplify
-from export.sites import find_sites, is_batchnorm
+from export.passes.fold_batchnorm import fold_batchnorm
+from export.passes.simplify import Simplified, simplify
+from export.traced.graph import arguments, replace
+from export.traced.report import PassReport
+from export.traced.sites import find_sites, is_batchnorm
 
 
 def assert_all_folded(model: nn.Module, x: torch.Tensor) -> Simplified:

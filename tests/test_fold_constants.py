@@ -11,17 +11,17 @@ from torch.nn.utils import parametrizations
 from torchvision.models.swin_transformer import SwinTransformer
 
 from deploy.errors import CheckFailedError
-from export.dead_code import remove_dead_code
-from export.fold_batchnorm import fold_batchnorm
-from export.fold_constants import fold_constants
-from export.functional import make_functional
-from export.graph import operator, store
-from export.proof import relative_error
-from export.randomness import is_random
-from export.report import Change, PassReport
-from export.simplify import Simplified, simplify
-from export.strip_dropout import strip_dropout
-from export.trace import frozen_copy, trace
+from export.passes.fold_batchnorm import fold_batchnorm
+from export.passes.fold_constants import fold_constants
+from export.passes.functional import make_functional
+from export.passes.proof import relative_error
+from export.passes.simplify import Simplified, simplify
+from export.passes.strip_dropout import strip_dropout
+from export.traced.dead_code import remove_dead_code
+from export.traced.graph import operator, store
+from export.traced.randomness import is_random
+from export.traced.report import Change, PassReport
+from export.traced.trace import frozen_copy, trace
 
 FOLDS = (fold_constants, remove_dead_code)
 

@@ -5,8 +5,8 @@ from export_models import Chain, noise, randomized
 from torch import nn
 
 from deploy.errors import CheckFailedError
-from export.fold_scales import fold_scales
-from export.simplify import simplify
+from export.passes.fold_scales import fold_scales
+from export.passes.simplify import simplify
 
 
 def simplified(model, x):

@@ -6,14 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import CheckFailedError
-from export.aliases import is_in_place, memory
-from export.fold_batchnorm import fold_batchnorm
-from export.functional import make_functional
-from export.graph import operator
-from export.report import PassReport
-from export.simplify import Simplified, simplify
-from export.strip_dropout import strip_dropout
-from export.trace import trace
+from export.passes.fold_batchnorm import fold_batchnorm
+from export.passes.functional import make_functional
+from export.passes.simplify import Simplified, simplify
+from export.passes.strip_dropout import strip_dropout
+from export.traced.aliases import is_in_place, memory
+from export.traced.graph import operator
+from export.traced.report import PassReport
+from export.traced.trace import trace
 
 
 class Calls(nn.Module):

@@ -13,7 +13,7 @@ from edgereg.cli import main
 from edgereg.inspection import _usual_size
 from edgereg.models.zoo import MODELS, ModelConfig, build_model
 from edgereg.recipe import Recipe
-from export.report import Change, Counts, PassReport, SimplifyReport
+from export.traced.report import Change, Counts, PassReport, SimplifyReport
 
 ROOT = Path(__file__).parent.parent
 FEW = PassReport(

@@ -15,6 +15,13 @@ each_file = pytest.mark.parametrize(
 )
 NEVER = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
 ABOVE = {"edgereg": {"tests"}, "export": {"edgereg", "tests"}}
+STEPS = {  # of an export, and the earlier ones that each builds on
+    "traced": set(),
+    "passes": {"traced"},
+    "onnx_file": {"traced"},
+    "precision": {"onnx_file"},
+    "judge": {"traced", "onnx_file", "precision"},
+}
 
 
 def tree_of(file):
@@ -44,6 +51,23 @@ def test_a_file_imports_nothing_from_above(package, file):
     assert not set(imports(tree_of(file))) & ABOVE[package]
 
 
+def steps_imported(tree):
+    modules = (node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    parts = (module.split(".") for module in modules)
+    return {step for root, step, *_ in (p for p in parts if len(p) > 1) if root == "export"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_an_export_builds_on_earlier_ones(step):
+    files = sorted((ROOTS["export"] / step).glob("*.py"))
+    found = set().union(*(steps_imported(tree_of(file)) for file in files))
+    assert len(files) > 5 and found & STEPS.keys() <= STEPS[step] | {step}
+
+
+def test_every_folder_of_an_export_is_a_step():
+    assert {folder.parent.name for folder in ROOTS["export"].glob("*/__init__.py")} == {*STEPS}
+
+
 @each_file
 def test_a_file_pickles_nothing(package, file):
     tree = tree_of(file)
@@ -61,6 +85,7 @@ def test_the_checks_find_what_they_look_for():
         "def f():\n    import pickle\n    from edgereg.data import x\n    torch.load(1)"
     )
     assert set(imports(tree)) == {"pickle", "edgereg"} and list(unpickles(tree)) == ["torch.load"]
+    assert steps_imported(ast.parse("from export.judge.speed import x")) == {"judge"}
     assert list(unpickles(ast.parse("np.load(f, allow_pickle=True)"))) == ["allow_pickle"]
 
 

@@ -7,11 +7,11 @@ import pytest
 from export_models import AttentionBlock, randomized
 from int8_models import emoji, exported
 
-import export.quantize
-from export.emulate_int8 import run_emulated
-from export.matmul_bias import part_biases
-from export.quantize import quantize
-from export.run_onnx import run_batches
+import export.precision.quantize
+from export.onnx_file.run_onnx import run_batches
+from export.precision.emulate_int8 import run_emulated
+from export.precision.matmul_bias import part_biases
+from export.precision.quantize import quantize
 
 IMAGES = emoji("train", 16)[0]
 
@@ -35,7 +35,7 @@ def test_the_products_of_tokens_run_in_integers(file, scheme, tmp_path, monkeypa
     found = kernels(model, tmp_path / "a.onnx")
     assert found["MatMulIntegerToFloat"] >= 2 and found["Gemm"] == 0
 
-    monkeypatch.setattr(export.quantize, "part_biases", lambda *args: None)
+    monkeypatch.setattr(export.precision.quantize, "part_biases", lambda *args: None)
     fused = quantize(file, [IMAGES], scheme=scheme, method="minmax")
     assert kernels(fused, tmp_path / "b.onnx")["Gemm"] > 0
     np.testing.assert_array_equal(run_emulated(model, IMAGES), run_emulated(fused, IMAGES))

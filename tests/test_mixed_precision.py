@@ -11,19 +11,19 @@ from export_models import AttentionBlock, noise, randomized, small_cnn
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-import export.fp16_trials
+import export.precision.fp16_trials
 from deploy.errors import BadInputError, CheckFailedError
-from export.conformance import judge
-from export.emulate_fp16 import locate_nonfinite
-from export.fp16_trials import Trials, fewest
-from export.gates import assert_exportable
-from export.half import convertible, write_fp16
-from export.mixed_precision import to_fp16
-from export.run_onnx import run_batches
-from export.simplify import simplify
+from export.onnx_file.conformance import judge
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.run_onnx import run_batches
+from export.onnx_file.tensors import observe
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
+from export.precision.emulate_fp16 import locate_nonfinite
+from export.precision.fp16_trials import Trials, fewest
+from export.precision.half import convertible, write_fp16
+from export.precision.mixed_precision import to_fp16
 from export.targets import TARGETS
-from export.tensors import observe
-from export.to_onnx import to_onnx
 
 ORIN = TARGETS["jetpack6.2"]
 X = noise(6, 3, 16, 16, seed=3)
@@ -306,9 +306,9 @@ def test_the_trials_are_bounded_when_a_large_model_misses_its_limit(monkeypatch)
     )
     file = graph(*layers, w=orthogonal)
     mixed = to_fp16(file, ROWS, limit=0.0)
-    assert mixed.islands and len(written) < 2 * export.fp16_trials._MOST
+    assert mixed.islands and len(written) < 2 * export.precision.fp16_trials._MOST
     written.clear()
-    monkeypatch.setattr(export.fp16_trials, "_MOST", 1000)
+    monkeypatch.setattr(export.precision.fp16_trials, "_MOST", 1000)
     assert to_fp16(file, ROWS, limit=0.0).scaled_error <= mixed.scaled_error
     assert len(written) > 40  # the control: how many it would be
 

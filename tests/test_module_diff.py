@@ -11,12 +11,12 @@ from int8_models import emoji
 from onnx import numpy_helper
 from torch import nn
 
-from export.mixed_precision import to_fp16
-from export.module_diff import compare_modules
-from export.quantize import quantize
-from export.simplify import simplify
+from export.judge.module_diff import compare_modules
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
+from export.precision.mixed_precision import to_fp16
+from export.precision.quantize import quantize
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 X = noise(2, 3, 16, 16, seed=3)
 

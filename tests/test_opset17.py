@@ -7,12 +7,12 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from deploy.errors import CheckFailedError
-from export.gates import assert_exportable
-from export.opset17 import to_opset_17
-from export.run_onnx import open_session, run_batches
-from export.simplify import simplify
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.opset17 import to_opset_17
+from export.onnx_file.run_onnx import open_session, run_batches
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 OLD = TARGETS["jetpack6.0"]
 

@@ -8,14 +8,14 @@ import torch
 from export_models import AttentionBlock, noise, randomized, small_cnn
 
 from deploy.runtime.preprocess import Preprocessing, normalize, preprocess
-from export.conformance import judge
-from export.gates import assert_exportable
-from export.mixed_precision import to_fp16
-from export.pixels import read_pixels
-from export.run_onnx import run_batches
-from export.simplify import simplify
+from export.onnx_file.conformance import judge
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.run_onnx import run_batches
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.pixels import read_pixels
+from export.passes.simplify import simplify
+from export.precision.mixed_precision import to_fp16
 from export.targets import TARGETS
-from export.to_onnx import to_onnx
 
 ORIN = TARGETS["jetpack6.2"]
 SPEC = Preprocessing(16, 16, "stretch", 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -19,7 +19,7 @@ from edgereg.regularize.dropout import (
     build_regularizers,
 )
 from edgereg.regularize.placement import place, places
-from export.simplify import simplify
+from export.passes.simplify import simplify
 
 CNN = {"head", "blocks", "residual"}
 STAGED = CNN | {"stages", "last_stages"}

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from export.dead_code import remove_dead_code
-from export.factors import Factors
-from export.functional import make_functional
-from export.graph import operator
-from export.plain_shapes import plain_shapes
-from export.simplify import simplify
+from export.passes.functional import make_functional
+from export.passes.plain_shapes import plain_shapes
+from export.passes.simplify import simplify
+from export.traced.dead_code import remove_dead_code
+from export.traced.factors import Factors
+from export.traced.graph import operator
 
 PASSES = (make_functional, plain_shapes, remove_dead_code)
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from deploy.errors import CheckFailedError
-from export.proof import _promises, assert_below_limit, largest_error, relative_error
-from export.report import Change
+from export.passes.proof import _promises, assert_below_limit, largest_error, relative_error
+from export.traced.report import Change
 
 TRACED = {"conv", "bn", "dropout", "scale", "pool", "conv_1"}
 

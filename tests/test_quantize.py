@@ -17,12 +17,12 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from torch import nn
 
 from deploy.errors import BadInputError, CheckFailedError
-from export.conformance import judge
-from export.emulate_int8 import describe_int8, run_emulated, sqnr_db
-from export.gates import assert_exportable
-from export.quantize import SCHEMES, layers_of, observed_tensors, quantize
-from export.ranges import METHODS
-from export.run_onnx import run_batches
+from export.onnx_file.conformance import judge
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.run_onnx import run_batches
+from export.precision.emulate_int8 import describe_int8, run_emulated, sqnr_db
+from export.precision.quantize import SCHEMES, layers_of, observed_tensors, quantize
+from export.precision.ranges import METHODS
 from export.targets import TARGETS, find_target
 
 ORIN = find_target("jetpack6.2")
@@ -157,7 +157,8 @@ def test_the_same_arguments_give_the_same_bytes_in_another_process(calibration, 
     (tmp_path / "model.onnx").write_bytes(classifier_file())
     np.save(tmp_path / "images.npy", calibration)
     code = (
-        "import sys, numpy as np; from pathlib import Path; from export.quantize import quantize\n"
+        "import sys, numpy as np\nfrom pathlib import Path\n"
+        "from export.precision.quantize import quantize\n"
         "folder = Path(sys.argv[1])\n"
         "for scheme in ('tensorrt', 'u8s8'):\n"
         "    model = quantize((folder / 'model.onnx').read_bytes(),\n"

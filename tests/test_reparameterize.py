@@ -12,14 +12,14 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from deploy.errors import CheckFailedError
-from export import reparameterize as module_under_test
-from export.dead_code import remove_dead_code
-from export.fold_batchnorm import fold_batchnorm
-from export.graph import arguments, operator, shape
-from export.kernels import parallel
-from export.reparameterize import reparameterize
-from export.simplify import Simplified, simplify
-from export.strip_dropout import strip_dropout
+from export.passes import reparameterize as module_under_test
+from export.passes.fold_batchnorm import fold_batchnorm
+from export.passes.reparameterize import reparameterize
+from export.passes.simplify import Simplified, simplify
+from export.passes.strip_dropout import strip_dropout
+from export.traced.dead_code import remove_dead_code
+from export.traced.graph import arguments, operator, shape
+from export.traced.kernels import parallel
 
 PASSES = (strip_dropout, fold_batchnorm, reparameterize, remove_dead_code)
 

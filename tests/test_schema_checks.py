@@ -4,8 +4,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.errors import CheckFailedError
-from export.gates import assert_exportable
-from export.schema_checks import peak_activation_bytes, schema_problems
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.schema_checks import peak_activation_bytes, schema_problems
 from export.targets import TARGETS
 
 

@@ -7,9 +7,9 @@ import torch
 from int8_models import classifier_file, emoji, exported, fitted_classifier
 
 from deploy.errors import CheckFailedError
-from export.emulate_int8 import run_emulated
-from export.quantize import SCHEMES, layers_of
-from export.sensitivity import quantize_until
+from export.precision.emulate_int8 import run_emulated
+from export.precision.quantize import SCHEMES, layers_of
+from export.precision.sensitivity import quantize_until
 
 IMAGES = emoji("train", 64)[0]
 CALIBRATION, HELD_BACK = IMAGES[:48], IMAGES[48:]

@@ -9,11 +9,11 @@ from int8_models import emoji, exported
 from onnx import TensorProto, helper
 from torch import nn
 
-import export.quantize
-from export.emulate_int8 import run_emulated
-from export.quantize import quantize
-from export.run_onnx import run_batches
-from export.silu import join_silus, known_shapes
+import export.precision.quantize
+from export.onnx_file.run_onnx import run_batches
+from export.precision.emulate_int8 import run_emulated
+from export.precision.quantize import quantize
+from export.precision.silu import join_silus, known_shapes
 
 IMAGES = emoji("train", 16)[0]
 
@@ -43,7 +43,7 @@ def test_a_silu_behind_an_integer_convolution_is_one_kernel(
     assert (found["QLinearConv"], found["QuickGelu"], found["Sigmoid"]) == (2, 2, 0)
     assert found["DequantizeLinear"] == 2
 
-    monkeypatch.setattr(export.quantize, "join_silus", lambda *args: None)
+    monkeypatch.setattr(export.precision.quantize, "join_silus", lambda *args: None)
     parted = quantize(file, [IMAGES], scheme=scheme, method="minmax")
     found = kernels(parted, tmp_path / "b.onnx")
     assert (found["QuickGelu"], found["Sigmoid"]) == (0, 2) and found["DequantizeLinear"] >= 4

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import BadInputError, CheckFailedError
-from export.dead_code import remove_dead_code
-from export.simplify import SIMPLIFY_PASSES, simplify
-from export.sites import assert_simplified, find_sites
-from export.strip_dropout import strip_dropout
+from export.passes.simplify import SIMPLIFY_PASSES, simplify
+from export.passes.strip_dropout import strip_dropout
+from export.traced.dead_code import remove_dead_code
+from export.traced.sites import assert_simplified, find_sites
 
 
 @pytest.mark.parametrize(("name", "batchnorms"), [("resnet18", 20), ("mobilenet_v3_small", 34)])

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import BadInputError, CheckFailedError
-from export import into_consumers
-from export.layers import scale_inputs
-from export.simplify import simplify
+from export.passes import into_consumers
+from export.passes.simplify import simplify
+from export.traced.layers import scale_inputs
 
 
 class Corner(nn.Module):

@@ -4,11 +4,11 @@ import torch
 from int8_models import classifier_file, emoji, exported
 from torch import nn
 
-from export.quantize import layers_of, write_int8
-from export.sensitivity import quantize_until
-from export.small_layers import small_layers
+from export.precision.quantize import layers_of, write_int8
+from export.precision.sensitivity import quantize_until
+from export.precision.small_layers import small_layers
+from export.precision.variants import make_variant
 from export.targets import TARGETS
-from export.variants import make_variant
 
 IMAGES = emoji("train", 16)[0]
 SMALL = {"stem/Conv", "block.conv1/Conv", "block.conv2/Conv", "head/Gemm"}

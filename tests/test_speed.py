@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.errors import CheckFailedError
-from export.speed import Speed, assert_not_slower, compare_speed
+from export.judge.speed import Speed, assert_not_slower, compare_speed
 
 
 def products(count: int) -> bytes:

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.errors import BadInputError, CheckFailedError
-from export.float64 import evaluate
-from export.functional import make_functional
-from export.graph import arguments, operator
-from export.randomness import assert_deterministic
-from export.report import PassReport
-from export.simplify import Simplified, simplify
-from export.strip_dropout import strip_dropout
-from export.trace import trace
+from export.passes.functional import make_functional
+from export.passes.simplify import Simplified, simplify
+from export.passes.strip_dropout import strip_dropout
+from export.traced.float64 import evaluate
+from export.traced.graph import arguments, operator
+from export.traced.randomness import assert_deterministic
+from export.traced.report import PassReport
+from export.traced.trace import trace
 
 DEPTH = [
     lambda x: torchvision.ops.stochastic_depth(x, 0.3, "row", training=True),

@@ -8,11 +8,11 @@ from export_models import AttentionBlock, noise, randomized, small_cnn
 from torch import nn
 
 from deploy.errors import BadInputError, CheckFailedError
-from export.gates import assert_exportable
-from export.run_onnx import run_batches
-from export.simplify import simplify
+from export.onnx_file.gates import assert_exportable
+from export.onnx_file.run_onnx import run_batches
+from export.onnx_file.to_onnx import to_onnx
+from export.passes.simplify import simplify
 from export.targets import TARGETS, find_target
-from export.to_onnx import to_onnx
 
 X86 = TARGETS["onnxruntime-x86"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from int8_models import fitted_classifier
 
-import export.judging
+import export.judge.judging
 from deploy.bundle.read import open_bundle
 from deploy.errors import BadInputError, CheckFailedError
 from deploy.measure.verify import verify
@@ -18,7 +18,7 @@ from deploy.runtime.preprocess import Preprocessing
 from deploy.runtime.runner import open_runner
 from edgereg.data.emoji10 import Emoji10
 from export.exporter import ExportRequest, export_bundle
-from export.speed import Speed
+from export.judge.speed import Speed
 
 
 def pictures(split: str, numbers: range) -> tuple[list[np.ndarray], list[int]]:
@@ -173,8 +173,8 @@ def test_a_variant_that_is_slower_on_its_own_target_is_not_shipped_unasked(
     allow_slower, request_, tmp_path, monkeypatch
 ):
     slow = Speed(1.3, (1.2, 1.4), 1.3, 1.0, 41)
-    monkeypatch.setattr(export.judging, "is_host", lambda target: True)
-    monkeypatch.setattr(export.judging, "compare_speed", lambda *args: slow)
+    monkeypatch.setattr(export.judge.judging, "is_host", lambda target: True)
+    monkeypatch.setattr(export.judge.judging, "compare_speed", lambda *args: slow)
     request = dataclasses.replace(
         request_,
         target="onnxruntime-x86",
@@ -194,12 +194,12 @@ def test_a_file_that_answers_otherwise_in_a_larger_batch_is_refused(
     request_, tmp_path, monkeypatch
 ):
     """The control: a run that forgets the images behind the first of a batch of four."""
-    real = export.judging.open_variant
+    real = export.judge.judging.open_variant
 
     def forgetful(precision, file, target):
         run = real(precision, file, target)
         return lambda x: np.repeat(run(x[:1]), 4, axis=0) if len(x) == 4 else run(x)
 
-    monkeypatch.setattr(export.judging, "open_variant", forgetful)
+    monkeypatch.setattr(export.judge.judging, "open_variant", forgetful)
     request = dataclasses.replace(request_, precisions=("fp32",), max_batch=4)
     refused(tmp_path, request, CheckFailedError, "in a batch of 4")

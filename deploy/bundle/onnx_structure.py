@@ -4,7 +4,7 @@ What needs no schema of an operator is checked here: one graph of known operator
 domain; no functions, subgraphs, sparse or external data; each name made before it is read, and
 once; inputs that are empty only where `allow_list` says so; attributes of one value each, within
 bounds; tensors of exactly the bytes that their shape and type ask for. The export checks the rest
-(`export/schema_checks.py`), and this too, so that what it writes is what a device takes.
+(`export/onnx_file/schema_checks.py`), and this too, so that what it writes is what a device takes.
 
 The depth is that of the code, as nothing in it nests; the work is bounded by MAX_FIELDS, and bytes
 of weights are measured, not read.

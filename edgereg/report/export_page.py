@@ -7,9 +7,9 @@ from typing import Any
 
 from deploy.bundle.manifest import Manifest
 from edgereg.report.page import document
-from export.emulate_int8 import describe_int8
 from export.exporter import ExportResult
-from export.judging import VariantResult
+from export.judge.judging import VariantResult
+from export.precision.emulate_int8 import describe_int8
 
 __all__ = ["export_json", "export_page"]
 

@@ -1,0 +1,1 @@
+"""One ONNX file: written, checked by each reader's rules, and run."""
