@@ -77,7 +77,7 @@ def test_a_wrong_model_fails_parity_and_accuracy_and_a_short_run_has_no_p99(fold
         folder / "wrong", changes={"model.fp32.onnx": linear_onnx(-np.eye(3))}
     ).path
     done, found, _ = suite(
-        folder, "--bundle", wrong, "--timed-seconds", "0.05", "--max-p99-ms", "9"
+        folder, "--bundle", wrong, "--timed-seconds", "0.002", "--max-p99-ms", "9"
     )
     assert done.returncode == 1
     failed = {name for name, outcome in found.items() if outcome == "failure"}
