@@ -20,9 +20,9 @@ it needs included; a teacher's is added to its student's.
 
 Gates of the full form: kNN over random weights, pirl, simclr, vicreg, lejepa >= 10 points,
 colorization >= 5, distill >= 12, each within 40 minutes of one processor, which are 20 of two; a
-tenth of the labels >= 3 points; emoji > 0; lightly: the interval of the ratio reaches 1.0, the
-point is within 2 %. --quick (emoji alone, two methods, a few epochs) exits 1 where simclr's
-neighbours are not better than random weights'.
+tenth of the labels, each start at its best rate, >= 3 points; emoji > 0; lightly: the interval of
+the ratio reaches 1.0, the point is within 2 %. --quick (emoji alone, two methods, a few epochs)
+exits 1 where simclr's neighbours are not better than random weights'.
 """
 
 import argparse

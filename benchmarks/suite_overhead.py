@@ -21,9 +21,9 @@ from edgereg.train.optim import build_optimizer
 from edgereg.train.step import Part, Stepper
 from edgereg.train.supervised import Supervised
 
-__all__ = ["compare_steps", "step_of"]
+__all__ = ["SUITE", "compare_steps", "step_of"]
 
-_SUITE: dict[str, Any] = {
+SUITE: dict[str, Any] = {
     "label_smoothing": 0.1,
     "augment": [
         {"flip": {}},
@@ -50,7 +50,7 @@ def compare_steps(*, quick: bool) -> list[Row]:
     for name, config, batch, wanted in _CASES:
         plain = step_of(Recipe(model=config, batch_size=batch))
         suite = step_of(
-            dataclasses.replace(recipe_from_json(_SUITE), model=config, batch_size=batch)
+            dataclasses.replace(recipe_from_json(SUITE), model=config, batch_size=batch)
         )
         for run in (plain, suite):
             run()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from install import install
+from suite_overhead import SUITE as USUAL_SUITE
 from suite_overhead import step_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -35,18 +36,12 @@ Step = Callable[[], object]
 CLASSES = 10
 TIMM = "timm==1.0.31"
 SUITE: dict[str, Any] = {
-    "label_smoothing": 0.1,
-    "augment": [
+    **USUAL_SUITE,
+    "augment": [  # what the peers' own pipelines do
         {"resized_crop": {"area": [0.08, 1.0]}},
         {"flip": {}},
         {"colour_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}},
     ],
-    "mix": {"mixup": 0.2, "cutmix": 1.0},
-    "regularize": [
-        {"dropout": {"rate": 0.2, "where": "head"}},
-        {"stochastic_depth": {"rate": 0.1, "where": "residual"}},
-    ],
-    "ema": {"decay": 0.999},
     "optim": {"name": "adamw", "lr": 1e-3},
 }
 
