@@ -134,7 +134,7 @@ def test_a_resume_that_forgot_the_moments_would_be_seen(tmp_path, monkeypatch):
     whole = train_run(FEW, tmp_path / "whole", recipe, bar=progress)
     with pytest.raises(StoppedError):
         train_run(FEW, tmp_path / "cut", recipe, bar=StopAfter(6))
-    monkeypatch.setattr("edgereg.train.loop._load_optimizer", lambda optimizer, tensors: None)
+    monkeypatch.setattr("edgereg.train.loop.load_optimizer", lambda optimizer, tensors: None)
     result = train_run(FEW, tmp_path / "cut", recipe, bar=progress, options=RunOptions(resume=True))
     assert outcome(result)[0] != outcome(whole)[0]
 

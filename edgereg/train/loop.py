@@ -8,11 +8,10 @@ bit.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,45 +26,22 @@ from edgereg.regularize.ema import WeightAverage
 from edgereg.train.batches import epoch_batches, steps_per_epoch
 from edgereg.train.distributed import World
 from edgereg.train.log import RunLog
-from edgereg.train.optim import build_optimizer
+from edgereg.train.optim import build_optimizer, load_optimizer, optimizer_tensors
 from edgereg.train.run_folder import RunFolder, State
 from edgereg.train.schedule import apply_settings, settings_at
 from edgereg.train.signals import StopRequest
 from edgereg.train.step import Part, Step, Stepper
 from edgereg.train.stopping import is_better
+from edgereg.train.tally import SLOWER, Epoch, Tally
 
-__all__ = ["Epoch", "Feed", "Hooks", "Loop", "Session"]
+__all__ = ["Feed", "Hooks", "Loop", "Session"]
 
-_SLOWER = "lower optim.lr, or set optim.clip to 1"
 _LOGGED_STEPS = 2000  # of a run, at most; more would say no more
 
 Feed = Callable[
     [Iterable[NDArray[np.int64]]], Generator[tuple[NDArray[np.int64], Tensor], None, None]
 ]
 """Index arrays to (the same array, images (B, 3, H, W) uint8), in order."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to.
-
-    Args:
-        epoch: From 0.
-        loss: Mean over the steps that were not skipped.
-        lr: Of the last step.
-        top1: Share of right answers on the augmented images; None without labels.
-        skipped: Steps that were skipped because something was no number.
-        val: What was measured on the validation set after it; empty if nothing was.
-        images_per_second: Of the part that this process ran.
-    """
-
-    epoch: int
-    loss: float
-    lr: float
-    top1: float | None
-    skipped: int
-    val: Mapping[str, float]
-    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -104,22 +80,6 @@ class Session:
     snapshot_every_s: float
 
 
-@dataclass
-class _Running:
-    """The counters of a run, as a state keeps them."""
-
-    step: int = 0
-    skipped_in_a_row: int = 0
-    loss_sum: float = 0.0
-    correct: float | None = None
-    seen: int = 0
-    steps: int = 0
-    skipped: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_epoch: int = -1
-
-
 class Loop:
     """A run: made, set to a state if there is one, and run to its end.
 
@@ -155,19 +115,19 @@ class Loop:
         self._average = WeightAverage(objective, recipe.ema) if recipe.ema.decay else None
         self._best: dict[str, Tensor] = {}
         self._candidate: dict[str, Tensor] = {}
-        self._running = _Running()
+        self._tally = Tally()
         self._last_snapshot = time.monotonic()
         self._stepper = Stepper(objective, self._optimizer, recipe, session.world)
 
     def state(self) -> State:
         """Return all that changes from step to step."""
         tensors = {f"objective.{k}": t for k, t in self._objective.state_dict().items()}
-        tensors |= {f"optimizer.{k}": t for k, t in _optimizer_tensors(self._optimizer)}
+        tensors |= {f"optimizer.{k}": t for k, t in optimizer_tensors(self._optimizer)}
         if self._average is not None:
             tensors |= {f"average.{k}": t for k, t in self._average.state().items()}
         tensors |= {f"best.{k}": t for k, t in self._best.items()}
         log = self._session.log
-        facts = asdict(self._running) | {
+        facts = asdict(self._tally) | {
             "scaler": self._stepper.scaler.state_dict(),
             "log_bytes": 0 if log is None else log.offset(),
         }
@@ -184,7 +144,7 @@ class Loop:
             }
 
         self._objective.load_state_dict(part("objective"))
-        _load_optimizer(self._optimizer, part("optimizer"))
+        load_optimizer(self._optimizer, part("optimizer"))
         if self._average is not None:
             self._average.load(part("average"))
         self._best = part("best")
@@ -192,7 +152,7 @@ class Loop:
         facts.pop("log_bytes")
         if scaler := facts.pop("scaler"):
             self._stepper.scaler.load_state_dict(scaler)
-        self._running = _Running(**facts)
+        self._tally = Tally(**facts)
 
     def is_finite(self) -> bool:
         """Return whether all weights and buffers are numbers."""
@@ -205,22 +165,22 @@ class Loop:
             TrainingError: Too many steps in a row were no numbers, or the weights are none.
             StoppedError: SIGTERM; the state after the last step is kept.
         """
-        running, recipe = self._running, self._recipe
-        for epoch in range(running.step // self._steps, recipe.epochs):
+        tally, recipe = self._tally, self._recipe
+        for epoch in range(tally.step // self._steps, recipe.epochs):
             if self._is_over(epoch):
                 break
             self._objective.train()
             self._hooks.begin_epoch(epoch / recipe.epochs)
             self._run_epoch(epoch)
         self._finish()
-        return tuple(Epoch(**epoch) for epoch in running.history)
+        return tuple(Epoch(**epoch) for epoch in tally.history)
 
     def _run_epoch(self, epoch: int) -> None:
-        running, world = self._running, self._session.world
+        tally, world = self._tally, self._session.world
         batches = epoch_batches(self._order(epoch), self._recipe.batch_size)
-        rest = islice(batches, running.step - epoch * self._steps, None)
+        rest = islice(batches, tally.step - epoch * self._steps, None)
         cut = [world.part(batch, self._recipe.compute.accumulate) for batch in rest]
-        started, seen_before = time.perf_counter(), running.seen
+        started, seen_before = time.perf_counter(), tally.seen
         with closing(self._feed(indices for parts in cut for indices in parts)) as fed:
             for parts in cut:
                 taken = [
@@ -228,98 +188,64 @@ class Loop:
                     for indices, images in islice(fed, len(parts))
                 ]
                 lr, flags = self._step(taken, epoch)
-                rate = (running.seen - seen_before) / (time.perf_counter() - started)
-                self._session.report(running.step, self._text(rate))
-                if running.step == (epoch + 1) * self._steps:
+                rate = (tally.seen - seen_before) / (time.perf_counter() - started)
+                self._session.report(tally.step, tally.to_text(rate))
+                if tally.step == (epoch + 1) * self._steps:
                     self._end_epoch(epoch, lr, rate)
                 self._heed(*flags)
 
     def _step(self, parts: list[Part], epoch: int) -> tuple[float, tuple[float, ...]]:
         """Take one step, count it, and return its learning rate and what the processes flagged."""
-        running, session = self._running, self._session
-        settings = settings_at(self._recipe.optim, running.step, self._total)
+        tally, session = self._tally, self._session
+        settings = settings_at(self._recipe.optim, tally.step, self._total)
         apply_settings(self._optimizer, settings, self._recipe.optim)
         is_due = time.monotonic() - self._last_snapshot >= session.snapshot_every_s
         flags = (float(session.request.is_set), float(session.world.is_first and is_due))
-        step = self._stepper(parts, epoch=epoch, step=running.step, flags=flags)
+        step = self._stepper(parts, epoch=epoch, step=tally.step, flags=flags)
         lr = self._recipe.optim.lr * settings.lr_share
-        self._count(step, epoch, lr)
+        self._log_step(step, epoch, lr)
+        if self._average is not None and not step.is_skipped:
+            self._average.update(tally.step, self._total)
+        tally.count(step, epoch, max_skipped=self._recipe.stop.max_skipped)
         return lr, step.flags
 
-    def _count(self, step: Step, epoch: int, lr: float) -> None:
-        running, log = self._running, self._session.log
+    def _log_step(self, step: Step, epoch: int, lr: float) -> None:
+        log, number = self._session.log, self._tally.step
+        if log is None:
+            return
         if step.is_skipped:
-            running.skipped += 1
-            running.skipped_in_a_row += 1
-            if log is not None:
-                log.write("skip", step=running.step, epoch=epoch, loss=step.loss, lr=lr)
-        else:
-            running.skipped_in_a_row = 0
-            running.loss_sum += step.loss
-            running.steps += 1
-            if step.correct is not None:
-                running.correct = (running.correct or 0.0) + step.correct
-            running.seen += step.count
-            if self._average is not None:
-                self._average.update(running.step, self._total)
-            if log is not None and running.step % math.ceil(self._total / _LOGGED_STEPS) == 0:
-                log.write("step", step=running.step, epoch=epoch, loss=step.loss, lr=lr)
-        running.step += 1
-        if running.skipped_in_a_row > self._recipe.stop.max_skipped:
-            raise TrainingError(
-                f"at most {self._recipe.stop.max_skipped} steps in a row may be skipped",
-                found=f"a loss or gradient that is no number in {running.skipped_in_a_row} steps, "
-                f"the last in epoch {epoch}, step {running.step - 1}",
-                remedy=_SLOWER,
-            )
-
-    def _text(self, images_per_second: float) -> str:
-        running = self._running
-        mean = running.loss_sum / running.steps if running.steps else math.nan
-        right = "" if running.correct is None else f", {running.correct / running.seen:.1%}"
-        last: Mapping[str, float] = running.history[-1]["val"] if running.history else {}
-        seen = "".join(f", {name} {value:.3g}" for name, value in last.items())
-        return f"loss {mean:.3f}{right}{seen}, {images_per_second:,.0f} images/s"
+            log.write("skip", step=number, epoch=epoch, loss=step.loss, lr=lr)
+        elif number % math.ceil(self._total / _LOGGED_STEPS) == 0:
+            log.write("step", step=number, epoch=epoch, loss=step.loss, lr=lr)
 
     def _heed(self, stopped: float, due: float) -> None:
         """Write a state where one is due, and leave where the run was told to stop."""
         if stopped or due:
             # a state that is no number is none to go on from; the one before it stays
             if self._session.world.is_first and self.is_finite():
-                self._session.folder.write(self._running.step, self.state())
+                self._session.folder.write(self._tally.step, self.state())
             self._last_snapshot = time.monotonic()
         if stopped:
             raise StoppedError(
                 "a run that is told to stop writes its state first",
-                found=f"SIGTERM after step {self._running.step} of {self._total}",
+                found=f"SIGTERM after step {self._tally.step} of {self._total}",
                 remedy=f"go on with --resume; the state is in '{self._session.folder.path}'",
             )
 
     def _end_epoch(self, epoch: int, lr: float, images_per_second: float) -> None:
-        running = self._running
-        if running.steps == 0:
+        tally = self._tally
+        if tally.steps == 0:
             raise TrainingError(
                 "an epoch needs a step whose loss and gradient are numbers",
                 found=f"none in epoch {epoch}",
-                remedy=_SLOWER,
+                remedy=SLOWER,
             )
         val = self._measure()
-        ended = Epoch(
-            epoch=epoch,
-            loss=running.loss_sum / running.steps,
-            lr=lr,
-            top1=None if running.correct is None else running.correct / running.seen,
-            skipped=running.skipped,
-            val=val,
-            images_per_second=images_per_second,
-        )
-        running.history.append(asdict(ended))
+        ended = tally.end_epoch(epoch, lr=lr, val=val, images_per_second=images_per_second)
         if self._session.log is not None:
-            self._session.log.write("epoch", step=running.step, **asdict(ended))
+            self._session.log.write("epoch", step=tally.step, **ended)
         if self._recipe.stop.patience:
             self._remember_best(epoch, val[self._recipe.stop.metric])
-        running.loss_sum, running.correct, running.seen = 0.0, None, 0
-        running.steps, running.skipped = 0, 0
 
     def _measure(self) -> dict[str, float]:
         """Measure what would be shipped now, and leave the run as it was."""
@@ -341,14 +267,14 @@ class Loop:
         return nullcontext() if self._average is None else self._average.swap()
 
     def _remember_best(self, epoch: int, value: float) -> None:
-        running = self._running
-        if is_better(self._recipe.stop, value, running.best):
-            running.best, running.best_epoch = value, epoch
+        tally = self._tally
+        if is_better(self._recipe.stop, value, tally.best):
+            tally.best, tally.best_epoch = value, epoch
             self._best = self._candidate
 
     def _is_over(self, epoch: int) -> bool:
-        running, patience = self._running, self._recipe.stop.patience
-        return bool(patience) and running.best_epoch >= 0 and epoch - running.best_epoch > patience
+        tally, patience = self._tally, self._recipe.stop.patience
+        return bool(patience) and tally.best_epoch >= 0 and epoch - tally.best_epoch > patience
 
     def _finish(self) -> None:
         """Put the weights that are shipped into the objective, and check that they are numbers."""
@@ -366,31 +292,9 @@ class Loop:
             raise TrainingError(
                 "the weights must stay finite",
                 found="NaN or inf after the last step",
-                remedy=_SLOWER,
+                remedy=SLOWER,
             )
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if value is not None:
-                yield f"{index}.{key}", torch.as_tensor(value)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            # the same strides as before: another order of sums would be another rounding
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )

@@ -1,17 +1,18 @@
 """Optimizers."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgereg.errors import check_settings
 from edgereg.regularize.weight_decay import parameter_groups
 from edgereg.train.muon import Muon, split_matrices
 from edgereg.train.sgd import DecoupledSgd, Lars
 
-__all__ = ["OptimConfig", "build_optimizer"]
+__all__ = ["OptimConfig", "build_optimizer", "load_optimizer", "optimizer_tensors"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,27 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return Lars(groups, lr=config.lr, momentum=config.momentum, is_decoupled=is_decoupled)
     kind_of_sgd = DecoupledSgd if is_decoupled else torch.optim.SGD
     return kind_of_sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield all that an optimizer keeps, each by the name that `load_optimizer` takes."""
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if value is not None:
+                yield f"{index}.{key}", torch.as_tensor(value)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer, in place, what one over the same parameters kept."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # the same strides as before: another order of sums would be another rounding
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -22,9 +22,10 @@ from edgereg.recipe import Recipe
 from edgereg.train.batches import steps_per_epoch
 from edgereg.train.distributed import World, join_world
 from edgereg.train.log import RunLog
-from edgereg.train.loop import Epoch, Hooks, Loop, Session
+from edgereg.train.loop import Hooks, Loop, Session
 from edgereg.train.run_folder import RunFolder, open_run_folder, run_folder_of
 from edgereg.train.signals import stop_request
+from edgereg.train.tally import Epoch
 
 __all__ = ["Bar", "Prepared", "RunOptions", "RunResult", "check_out", "prepared", "read_pixels"]
 
