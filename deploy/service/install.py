@@ -1,30 +1,19 @@
 """Put a bundle into service: only what passed here, all at once, and with a way back.
 
-    DIR/current             -> releases/ID, changed by one rename
-    DIR/releases/ID/bundle     the bundle
-    DIR/releases/ID/engines    what was built of it: EDGEREG_CACHE of its service
-    DIR/releases/ID/install.json   what was found, and which release it replaced
-
 A release is made in a staging folder and judged there: its bytes, its engines, its answers, its
-time. Then it gets its name, and `current` is renamed onto the old link. A power cut at any moment
-leaves the old release or the new one, whole; what else it leaves is removed by the next
-installation. An engine is in the release, so that the way back needs no build.
+time. Then it gets its name, and `current` leads to it.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import strict_json
 from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME
 from deploy.bundle.read import Bundle, open_bundle
 from deploy.errors import BadInputError, CheckFailedError
@@ -32,16 +21,14 @@ from deploy.measure.bench import END_TO_END, bench
 from deploy.measure.engines import build_engines
 from deploy.measure.statistics import minimum_samples
 from deploy.measure.verify import verify
-from deploy.publish import flush_tree
 from deploy.runtime.engine_build import Limits
 from deploy.runtime.engine_cache import EngineCache
 from deploy.runtime.runner import Backend, Runner, open_runner
 from deploy.runtime.trt_builder import BuildRequest
+from deploy.service.releases import Installation, Releases, opened
 
-__all__ = ["Gates", "Installation", "install", "roll_back"]
+__all__ = ["Gates", "install", "roll_back"]
 
-_CURRENT, _RELEASES, _RECORD, _LOCK = "current", "releases", "install.json", ".lock"
-_STAGING = ".staging-"
 _CACHE = "EDGEREG_CACHE"
 
 
@@ -59,35 +46,6 @@ class Gates:
     max_p99_ms: float | None = None
     timed_s: float = 20.0
     check: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What is in service, and what was found of it: install.json.
-
-    Attributes:
-        release: Its folder's name.
-        previous: That of the one which it replaced; None for the first.
-        bundle: The bundle's name.
-        manifest_sha256: Which names all of its bytes.
-        backend: What ran it.
-        precision: Which variant was judged.
-        p99_ms: Of an image, end to end; None where it was not judged.
-        not_checked: What could not be.
-    """
-
-    release: str
-    previous: str | None
-    bundle: str
-    manifest_sha256: str
-    backend: str
-    precision: str
-    p99_ms: float | None
-    not_checked: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"not_checked": list(self.not_checked)}
 
 
 def install(
@@ -116,10 +74,10 @@ def install(
         CheckFailedError: It failed, and what was in service still is.
     """
     original = open_bundle(source)
-    with _locked(folder):
-        old = _current(folder)
-        _remove_others(folder, keep=_kept(folder, old))
-        with _staging(folder) as staging:
+    with opened(folder) as releases:
+        old = releases.current()
+        releases.remove_others(old)
+        with releases.staging() as staging:
             on_stage("copying, and checking every byte")
             bundle = _copy(original, staging / "bundle")
             (staging / "engines").mkdir(mode=0o700)
@@ -131,15 +89,12 @@ def install(
                     found = _judge(bundle, runner, gates, on_stage)
                 finally:
                     runner.close()
-            name = _free_name(folder, original)
+            name = releases.free_name(original)
             made = Installation(release=name, previous=old, **found)
-            (staging / _RECORD).write_text(json.dumps(made.to_json(), indent=1) + "\n")
             on_stage("changing over")
-            staging.chmod(0o755)
-            flush_tree(staging)
-            staging.rename(folder / _RELEASES / name)
-        _change_over(folder, name, old=old, check=gates.check)
-        _remove_others(folder, keep=_kept(folder, name))
+            releases.add(staging, made)
+        _change_over(releases, name, old=old, check=gates.check)
+        releases.remove_others(name)
     return made
 
 
@@ -154,19 +109,18 @@ def roll_back(folder: Path, *, check: Sequence[str] = ()) -> Installation:
         BadInputError: There is no such release.
         CheckFailedError: It is not what it was, or the check failed; nothing has changed then.
     """
-    with _locked(folder):
-        now = _current(folder)
-        record = None if now is None else _record(folder, now)
-        previous = None if record is None else record.previous
-        if previous is None or not (folder / _RELEASES / previous).is_dir():
+    with opened(folder) as releases:
+        now = releases.current()
+        previous = None if now is None else releases.record(now).previous
+        if previous is None or not releases.path(previous).is_dir():
             raise BadInputError(
                 "the way back leads to the release that the current one replaced",
                 found="there is none" if now else f"no installation in '{folder}'",
                 remedy="install another bundle",
             )
-        open_bundle(folder / _RELEASES / previous / "bundle")
-        _change_over(folder, previous, old=now, check=check)
-        return _record(folder, previous)
+        open_bundle(releases.path(previous) / "bundle")
+        _change_over(releases, previous, old=now, check=check)
+        return releases.record(previous)
 
 
 def _judge(
@@ -234,21 +188,20 @@ def _build(bundle: Bundle, precision: str | None, on_stage: Callable[[str], None
         raise _failed(found, "run `edgereg build` on it, or name a --precision")
 
 
-def _change_over(folder: Path, name: str, *, old: str | None, check: Sequence[str]) -> None:
+def _change_over(releases: Releases, name: str, *, old: str | None, check: Sequence[str]) -> None:
     """Point `current` at a release; back again if the check fails.
 
     Raises:
         CheckFailedError: It did.
     """
-    _point(folder, name)
+    releases.point_at(name)
     problem = _problem(check)
     if problem is None:
         return
+    releases.point_at(old)
     if old is None:
-        (folder / _CURRENT).unlink()
         after = "there was nothing before it: nothing is in service"
     else:
-        _point(folder, old)
         again = _problem(check)
         after = "the old release is back" + (f", and fails too: {again}" if again else "")
     raise CheckFailedError(
@@ -269,15 +222,6 @@ def _problem(check: Sequence[str]) -> str | None:
         return None
     said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
     return f"exit code {done.returncode}" + (f": {said[-1]}" if said else "")
-
-
-def _point(folder: Path, name: str) -> None:
-    """Change `current` by one rename."""
-    link = folder / f"{_STAGING}{_CURRENT}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(_RELEASES) / name)
-    link.replace(folder / _CURRENT)
-    flush_tree(folder, only_itself=True)
 
 
 def _copy(original: Bundle, destination: Path) -> Bundle:
@@ -301,30 +245,6 @@ def _copy(original: Bundle, destination: Path) -> Bundle:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    (folder / _RELEASES).mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInputError(
-                "one installation goes on at a time",
-                found=f"another one in '{folder}'",
-                remedy="wait until it is done",
-            ) from error
-        yield
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)  # a no-op once it has its name
-
-
-@contextlib.contextmanager
 def _engines_in(folder: Path) -> Iterator[None]:
     """Keep engines, and the verdicts of first loads, in the release."""
     before = os.environ.get(_CACHE)
@@ -336,47 +256,6 @@ def _engines_in(folder: Path) -> Iterator[None]:
             del os.environ[_CACHE]
         else:
             os.environ[_CACHE] = before
-
-
-def _current(folder: Path) -> str | None:
-    link = folder / _CURRENT
-    if link.is_symlink():
-        return link.readlink().name
-    if link.exists():
-        raise BadInputError(
-            f"'{folder}' is a folder that `edgereg install` has made, or a new one",
-            found=f"'{_CURRENT}' in it is no link",
-            remedy="name another folder with --to",
-        )
-    return None
-
-
-def _record(folder: Path, name: str) -> Installation:
-    data = (folder / _RELEASES / name / _RECORD).read_bytes()
-    return strict_json.decode(Installation, strict_json.parse(data, source=name), source=name)
-
-
-def _kept(folder: Path, name: str | None) -> set[str]:
-    """A release, and the one that it replaced."""
-    if name is None:
-        return set()
-    return {name, _record(folder, name).previous or name}
-
-
-def _remove_others(folder: Path, *, keep: set[str]) -> None:
-    """Remove what killed installations have left, and releases that nothing leads back to."""
-    for path in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    for path in (folder / _RELEASES).iterdir():
-        if path.name not in keep:
-            shutil.rmtree(path)
-
-
-def _free_name(folder: Path, bundle: Bundle) -> str:
-    stem, number = f"{bundle.manifest.name}-{bundle.manifest_sha256[:12]}", 1
-    while (folder / _RELEASES / f"{stem}-{number}").exists():
-        number += 1
-    return f"{stem}-{number}"
 
 
 def _failed(found: str, remedy: str) -> CheckFailedError:
