@@ -22,6 +22,7 @@ from deploy.runtime.first_load import assert_first_load
 from deploy.runtime.runner import open_runner
 from deploy.service import install as module
 from deploy.service.install import Gates, install, roll_back
+from deploy.service.releases import Releases, opened
 
 ROOT = Path(deploy.__file__).parent.parent
 
@@ -171,7 +172,7 @@ def test_what_is_no_bundle_or_no_folder_of_ours_is_refused(bundles, folder, tmp_
 
 
 def test_two_installations_at_once_are_refused(bundles, folder):
-    with module._locked(folder), pytest.raises(BadInputError, match="one installation goes on"):
+    with opened(folder), pytest.raises(BadInputError, match="one installation goes on"):
         put(bundles["a"], folder)
 
 
@@ -246,7 +247,8 @@ def assert_killed_installations_lose_nothing(bundles, folder, *, kills, seed):
         assert found in whole
         seen.add(found)
         leftovers += not is_clean(folder)
-        made = module._record(folder, module._current(folder))
+        releases = Releases(folder)
+        made = releases.record(releases.current())
         assert made.manifest_sha256 == found
         open_bundle(folder / "releases" / made.previous / "bundle")  # the way back is whole, too
     put(bundles["a"], folder)
