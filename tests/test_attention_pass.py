@@ -318,6 +318,23 @@ def test_a_rotation_of_some_tokens_only_does_not_keep_the_split_away(fixed):
     assert (counts["split_with_sizes"], counts["unbind"], counts["select"]) == (1, 0, 0)
 
 
+def test_features_that_nothing_reads_are_left_out_of_the_packed_projection():
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.qkv = nn.Linear(12, 12), nn.Linear(12, 36)
+
+        def forward(self, x):
+            _, k, v = self.qkv(x).unflatten(2, (9, 4)).transpose(1, 2).split((3, 3, 3), 1)
+            q = self.q(x[:, :1]).unflatten(2, (3, 4)).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v)
+
+    result = simplified(Unread(), noise(2, 5, 12))
+    layers = [n for n in result.model.graph.nodes if operator(n) == "aten.linear"]
+    assert sorted(layer.meta["val"].shape[-1] for layer in layers) == [12, 24]
+    assert operators(result)["split_with_sizes"] == 1
+
+
 def test_heads_of_different_widths_are_left_apart_with_the_reason():
     class Uneven(nn.Module):
         def __init__(self):

@@ -61,6 +61,14 @@ def test_the_file_of_a_class_token_asks_for_no_batch_size():
     assert nodes == ["MatMul", "Add", "Pad", "Add", "Relu"]
 
 
+def test_the_padding_binds_the_batch_size_of_nothing_that_is_still_to_be_simplified():
+    x = noise(2, 4, 6)
+    model = randomized(Tokens(lambda m, x: torch.cat([expand(m.first, x), x], 1) + m.position))
+    result = simplify(model, (x,), passes=PASSES, finishing=())
+    computed = [node.meta["val"] for node in result.model.graph.nodes if operator(node)]
+    assert not [value.shape for value in computed if isinstance(value.shape[0], int)]
+
+
 @pytest.mark.parametrize(
     "join",
     [

@@ -57,7 +57,8 @@ def _pad(module: GraphModule, cat: Node) -> Change | None:
     if position is not None:
         added = added + position
     stored = store_sized(module, f"{module_path(cat)}.tokens", added, before=end)
-    padded = insert(_aten.constant_pad_nd.default, value, padding, before=end, scope=cat)
+    pad = _aten.constant_pad_nd.default
+    padded = insert(pad, value, padding, before=end, scope=cat, like=cat)
     result = insert(_aten.add.Tensor, padded, stored, before=end, scope=cat)
     change = Change(end.name, "added to the padded tokens", end.name, result.name, (cat.name,))
     replace(end, result)

@@ -5,7 +5,7 @@
             p (B, T, 3 H d), reshaped (B, T, 3 H, d), permuted (B, 3 H, T, d), split (B, H, T, d)
 
     Given   a projection that is packed already, in whatever order, and taken apart by selections
-    Result  the same, with its rows in the order of the split
+    Result  the same, with its rows in the order of the split, and without those that nothing reads
 
 An ONNX file then holds one Split, and no Gather, Slice or Squeeze. Where query and key come from
 different inputs (cross-attention, class attention), those of one input are packed: key and value.
@@ -110,7 +110,8 @@ def _pack(module: GraphModule, site: str, projections: Sequence[Projection]) -> 
     has_picks = any(operator(node) in _PICKS for node in movements)
     cost = 2 * len(projections) + sum(not _is_free(node) for node in movements)
     packed_cost = 2 + 3 + sum(_count_behind(part) for part in parts)
-    if len(blocks) < 2 or packed_cost > cost or (packed_cost == cost and not has_picks):
+    gains = has_picks or _has_unread(projections, blocks)
+    if len(blocks) < 2 or packed_cost > cost or (packed_cost == cost and not gains):
         return None
     try:
         if any(part.rows.shape[1] != parts[0].rows.shape[1] for part in parts):
@@ -140,6 +141,12 @@ def _blocks(projections: Sequence[Projection]) -> list[tuple[Node, Tensor]]:
             found.append((projection.layer, part.rows))
     layers = [projection.layer for projection in projections]
     return sorted(found, key=lambda block: (layers.index(block[0]), int(block[1].min())))
+
+
+def _has_unread(projections: Sequence[Projection], blocks: Sequence[tuple[Node, Tensor]]) -> bool:
+    """Say whether some features of a projection are in no block: nothing reads them."""
+    read = sum(rows.numel() for _, rows in blocks)
+    return read < sum(sizes(projection.layer)[-1] for projection in projections)
 
 
 def _block_of(part: Part, layer: Node, blocks: Sequence[tuple[Node, Tensor]]) -> int | None:

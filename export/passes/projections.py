@@ -101,7 +101,7 @@ def take_apart(layer: Node, *, stops: bool) -> Projection:
             movements.append(node)
         read = places[node]
         if stops and node is not layer and isinstance(read, Tensor) and read.ndim == 4:
-            part = _as_heads(layer, node, read)
+            part = as_heads(layer, node, read)
             if part is not None:
                 parts.append(part)
                 continue
@@ -109,14 +109,14 @@ def take_apart(layer: Node, *, stops: bool) -> Projection:
         readers = [user for user in node.users if user not in places]
         if all(operator(user) == "aten.sym_size" for user in readers):
             continue
-        part = _as_heads(layer, node, read) if isinstance(read, Tensor) else None
+        part = as_heads(layer, node, read) if isinstance(read, Tensor) else None
         if part is None:
             raise ObstacleError(f"{node.name} is not one vector for each head and token")
         parts.append(part)
     return Projection(layer, tuple(parts), tuple(movements))
 
 
-def _as_heads(layer: Node, node: Node, places: Tensor) -> Part | None:
+def as_heads(layer: Node, node: Node, places: Tensor) -> Part | None:
     """Say which features and which tokens a value holds; None if it is no (B, H, T, d)."""
     features = sizes(layer)[-1]
     for is_turned in (False, True):

@@ -32,6 +32,7 @@ from export.passes.proof import (
     run_simplified,
 )
 from export.passes.reparameterize import reparameterize
+from export.passes.skip_unread import skip_unread
 from export.passes.strip_dropout import strip_dropout
 from export.traced.dead_code import remove_dead_code
 from export.traced.float64 import evaluate
@@ -66,6 +67,7 @@ SIMPLIFY_PASSES: tuple[Pass, ...] = (
     fold_attention_scale,
     pack_attention,
     plain_shapes,
+    skip_unread,
     pad_class_token,
     remove_dead_code,
 )

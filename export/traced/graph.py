@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "arguments",
@@ -113,7 +114,12 @@ def mutated(node: Node) -> Iterator[Node]:
 
 
 def insert(
-    target: Callable[..., Any], *args: Any, before: Node, scope: Node | None = None, **kwargs: Any
+    target: Callable[..., Any],
+    *args: Any,
+    before: Node,
+    scope: Node | None = None,
+    like: Node | None = None,
+    **kwargs: Any,
 ) -> Node:
     """Insert a call of an ATen operator and give it shape, type and a module's name.
 
@@ -122,12 +128,17 @@ def insert(
         *args: Its arguments.
         before: The node before which it stands.
         scope: The node whose module it counts to; `before` unless stated.
+        like: A node of the same shape and type, for an operator that torch can only follow by
+            binding the batch size, in the whole graph, to the one that was traced.
         **kwargs: Its arguments by name.
     """
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args, kwargs)
     meta = (scope or before).meta
     node.meta = {key: meta[key] for key in ("nn_module_stack", "torch_fn") if key in meta}
+    if like is not None:
+        node.meta["val"] = like.meta["val"]
+        return node
     values = map_arg((args, kwargs), lambda argument: argument.meta["val"])
     with torch.no_grad():
         node.meta["val"] = target(*values[0], **values[1])
@@ -185,7 +196,7 @@ def bypass(node: Node) -> Node:
 
 def _without_data(neighbour: Node, value: Tensor) -> Any:
     """Return what `meta["val"]` says of a stored tensor: of the traced type, as all others do."""
-    values = [argument.meta["val"] for argument in neighbour.all_input_nodes]
+    values = tree_leaves([argument.meta["val"] for argument in neighbour.all_input_nodes])
     values = [known for known in values if isinstance(known, Tensor)]
     mode = detect_fake_mode(values)
     floating = [known.dtype for known in values if known.is_floating_point()]
