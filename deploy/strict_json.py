@@ -175,8 +175,7 @@ def _has_json_type(kind: Any, value: Any) -> bool:
 
 
 def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    optional = {field.name for field in dataclasses.fields(kind) if field.metadata == OPTIONAL}
+    hints, optional = _hints(kind), _optional(kind)
     unknown = sorted(value.keys() - hints.keys())
     missing = sorted(hints.keys() - value.keys() - optional)
     if unknown or missing:
@@ -189,6 +188,12 @@ def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)  # which evaluates them anew each time
+
+
+@functools.cache
+def _optional(kind: Any) -> frozenset[str]:
+    fields = dataclasses.fields(kind)
+    return frozenset(field.name for field in fields if field.metadata == OPTIONAL)
 
 
 def _keys(kind: Any) -> set[str]:

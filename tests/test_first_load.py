@@ -7,6 +7,7 @@ import pytest
 from deploy_bundle import bundle_parts, linear_onnx, write_small_bundle
 from onnx import helper, numpy_helper
 
+from deploy import children
 from deploy.bundle.onnx_structure import structural_problem
 from deploy.bundle.read import open_bundle
 from deploy.bundle.write import write_bundle
@@ -25,13 +26,13 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """How often a child was started."""
-    calls, ask = [], first_load.ask_child
+    calls, ask = [], children.ask_child
 
     def counting(*args, **kwargs):
         calls.append(args)
         return ask(*args, **kwargs)
 
-    monkeypatch.setattr(first_load, "ask_child", counting)
+    monkeypatch.setattr(children, "ask_child", counting)
     return calls
 
 

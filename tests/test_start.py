@@ -5,23 +5,25 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from deploy_bundle import write_small_bundle
 
 from deploy.bundle import read, sealed
-from deploy.bundle.read import open_bundle
+from deploy.bundle.read import open_bundle, opening_bundle
 from deploy.errors import BadInputError, TamperedBundleError
 from deploy.runtime.heap import return_free_memory
 from deploy.runtime.ort_runner import OrtRunner
-from deploy.verbs.arguments import rare_collections
+from deploy.verbs.arguments import starting
 from edgereg.cli import main
 
 NEVER = (
     *("torch", "onnx", "export", "edgereg.commands", "yaml", "http.server", "socket"),
     *("deploy.doctor", "deploy.verbs.doctor", "deploy.verbs.serve", "deploy.measure"),
-    *("deploy.publish", "deploy.service.camera", "deploy.report.annotate"),
+    *("deploy.publish", "deploy.children", "deploy.service.camera", "deploy.report.annotate"),
     *("deploy.runtime.engines", "deploy.runtime.engine_cache", "deploy.runtime.cudart"),
 )
 START = """
@@ -123,11 +125,123 @@ def test_the_structure_is_checked_of_what_is_kept_too(bundle, monkeypatch):
         open_bundle(bundle, keep="fp32")
 
 
-def test_garbage_is_looked_for_rarely_within_and_as_before_afterwards():
-    before = gc.get_threshold()
-    with rare_collections():
-        assert gc.get_threshold()[0] > before[0]
-    assert gc.get_threshold() == before
+OPEN = """
+import sys
+from pathlib import Path
+from deploy.bundle.read import opening_bundle
+with opening_bundle(Path(sys.argv[1]), keep="fp32", meanwhile=lambda: print(*sys.modules)):
+    print(*sys.modules)
+"""
+
+
+def test_a_bundle_is_opened_without_numpy_which_is_imported_meanwhile(bundle):
+    command = [sys.executable, "-c", OPEN, str(bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    meanwhile, opened = (set(line.split()) for line in result.stdout.splitlines())
+    assert "deploy.bundle.onnx_structure" in meanwhile and "numpy" not in meanwhile | opened
+
+
+def change(file):
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_what_is_imported_meanwhile_is_imported_while_the_model_is_hashed(bundle, monkeypatch):
+    asked, copied, copy = threading.Event(), threading.Event(), read.SealedCopy
+
+    def waiting(*args, **options):
+        assert asked.wait(10)
+        copied.set()
+        return copy(*args, **options)
+
+    def meanwhile():
+        asked.set()
+        assert copied.wait(10)
+
+    monkeypatch.setattr(read, "SealedCopy", waiting)
+    with opening_bundle(bundle, keep="fp32", meanwhile=meanwhile) as opened:
+        assert bytes(opened.sealed("model.fp32.onnx").view())
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Return the list of the loads by ONNX Runtime, as it grows."""
+    made, create = [], onnxruntime.InferenceSession._create_inference_session
+
+    def counted(session, *args):
+        made.append(1)
+        create(session, *args)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", counted)
+    return made
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "golden/0.png", "manifest.json"])
+def test_a_changed_bundle_is_refused_before_onnx_runtime_sees_it(bundle, name, loads, capsys):
+    image = bundle.parent / "image.png"
+    image.write_bytes((bundle / "golden/0.png").read_bytes())
+    arguments = ["infer", str(bundle), str(image)]
+    assert main(arguments) == 0 and len(loads) == 1
+    answer = capsys.readouterr().out
+    change(bundle / name)
+    assert main(arguments) == 1 and len(loads) == 1
+    said = capsys.readouterr()
+    assert answer and not said.out and f"'{name}'" in said.err
+
+
+def test_a_large_file_that_no_model_reads_is_refused_before_the_first_line(
+    bundle, monkeypatch, loads, capsys
+):
+    monkeypatch.setattr(read, "_LARGE_BYTES", 1)
+    assert main(["infer", str(bundle), str(bundle / "golden/0.png")]) == 0
+    change(bundle / "golden/outputs.npy")
+    capsys.readouterr()
+    assert main(["infer", str(bundle), str(bundle / "golden/0.png")]) == 1
+    said = capsys.readouterr()
+    assert not said.out and "'golden/outputs.npy': expected sha256" in said.err
+    assert len(loads) == 2  # the model is the one that was written
+    change(bundle / "model.fp32.onnx")
+    assert main(["infer", str(bundle), str(bundle / "golden/0.png")]) == 1
+    assert "'model.fp32.onnx'" in capsys.readouterr().err and len(loads) == 2
+
+
+def open_numbers():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModuleNotFoundError])
+@pytest.mark.parametrize("when", ["meanwhile", "within"])
+def test_an_error_beside_the_hashing_leaves_no_thread_and_no_file_open(bundle, error, when):
+    gc.collect()  # what earlier tests left
+    opened, threads = open_numbers(), threading.active_count()
+
+    def fail():
+        raise error
+
+    def interrupted():
+        meanwhile = fail if when == "meanwhile" else lambda: None
+        with opening_bundle(bundle, keep="fp32", meanwhile=meanwhile):
+            fail()
+
+    with pytest.raises(error):
+        interrupted()
+    gc.collect()
+    assert threading.active_count() == threads and open_numbers() == opened
+
+
+def test_garbage_is_looked_for_after_a_start_and_not_within():
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), starting():
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_picture_that_is_read_beside_the_load_is_answered_once(bundle, count, capsys):
+    images = [str(bundle / f"golden/{place}.png") for place in range(count)]
+    assert main(["infer", str(bundle), *images]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == images
 
 
 def resident_bytes():

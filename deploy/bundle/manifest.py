@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from deploy import strict_json
 from deploy.bundle.file_names import DIGEST_NAME, MANIFEST_NAME, check_file_names
+from deploy.bundle.preprocessing import Preprocessing
 from deploy.bundle.tolerance import AnyTolerance, EmbeddingTolerance, Tolerance
-from deploy.runtime.preprocess import Preprocessing
 
 __all__ = [
     "DIGEST_NAME",

@@ -2,24 +2,24 @@
 
 The order is the point: size caps, manifest.json against its digest, strict parsing, the list of
 files, every byte of each, then the structure of the models. Only our own readers of JSON and ONNX
-have seen the bundle when `open_bundle` returns. `Bundle.read` and `Bundle.sealed` hash again what
-they hand out, or hand out the copy that was checked: a file changed later reaches no parser.
+have seen the bundle when `open_bundle` returns. `opening_bundle` lets a model be loaded, after its
+own hash and structure were checked, while what only people and tests read is hashed beside it.
+`Bundle.read` and `Bundle.sealed` hash again what they hand out, or hand out the copy that was
+checked: a file changed later reaches no parser.
 
 The hashes show a damaged or edited bundle. They are no signature: who can rewrite all of the files
 can rewrite the hashes too.
 """
 
+import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from deploy import strict_json
 from deploy.bundle.file_names import digest_line
@@ -28,8 +28,14 @@ from deploy.bundle.manifest_json import manifest_from_bytes
 from deploy.bundle.onnx_structure import check_structure
 from deploy.bundle.sealed import SealedCopy, hash_file
 from deploy.errors import BadInputError, TamperedBundleError
+from deploy.threads import beside
 
-__all__ = ["Bundle", "open_bundle"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Bundle", "open_bundle", "opening_bundle"]
+
+_LARGE_BYTES = 1 << 20  # a smaller file is hashed in less time than it takes to ask for the lock
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,15 @@ class Bundle:
         _check_digest(self.path, entry, copy.sha256)
         return copy
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> "NDArray[Any]":
         """The array in a .npy file that the manifest lists.
 
         Raises:
             TamperedBundleError: The file is no longer what it was.
             BadInputError: It is no .npy file, or would need pickle.
         """
+        import numpy as np  # which is imported while the bundle is opened, and not before
+
         try:
             array = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
         except (ValueError, EOFError, OSError, MemoryError) as error:
@@ -110,6 +118,30 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
             as an export's is; or the system gives no memory for what is kept.
         TamperedBundleError: A file is missing, extra, a link, or differs from the manifest's hash.
     """
+    with opening_bundle(path, keep=keep) as bundle:
+        return bundle
+
+
+@contextlib.contextmanager
+def opening_bundle(
+    path: Path, *, keep: str | None = None, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[Bundle]:
+    """Open a bundle; within the `with` its models may be loaded, after it all was checked.
+
+    Within, the large files that are no part of the kept model are still being hashed. Say nothing
+    of what the bundle answers before the end, which raises if one of them is not the one that was
+    written.
+
+    Args:
+        path: As of `open_bundle`.
+        keep: Likewise.
+        meanwhile: Called while the kept model is copied and hashed: imports, which need Python's
+            lock, and hashing does not.
+
+    Raises:
+        BadInputError: As `open_bundle`.
+        TamperedBundleError: Likewise.
+    """
     path = path.resolve()  # the bundle may be reached by a link, such as `current`
     if not (path / MANIFEST_NAME).is_file():
         raise BadInputError(
@@ -128,15 +160,31 @@ def open_bundle(path: Path, *, keep: str | None = None) -> Bundle:
         _check_size(path, entry, found[entry.path])
     kept = manifest.variants[keep].file if keep in manifest.variants else None
     bundle = Bundle(path, manifest, hashlib.sha256(manifest_bytes).hexdigest())
-    for entry in manifest.files:
-        if entry.path == kept:
-            bundle._checked[kept] = bundle.sealed(kept)
-        else:
-            _check_digest(path, entry, hash_file(path / entry.path, size=entry.size))
-    for file in sorted({variant.file for variant in manifest.variants.values()}):
+    others = [entry for entry in manifest.files if entry.path != kept]
+    _check_hashes(bundle, (entry for entry in others if entry.size < _LARGE_BYTES))
+    with beside(lambda: _keep(bundle, kept)):
+        meanwhile()
+    large = [entry for entry in others if entry.size >= _LARGE_BYTES]
+    with beside(lambda: _check_hashes(bundle, large)):
+        _check_structures(bundle, kept)
+        yield bundle
+
+
+def _keep(bundle: Bundle, kept: str | None) -> None:
+    if kept is not None:
+        bundle._checked[kept] = bundle.sealed(kept)
+
+
+def _check_hashes(bundle: Bundle, entries: Iterable[FileEntry]) -> None:
+    for entry in entries:
+        digest = hash_file(bundle.path / entry.path, size=entry.size)
+        _check_digest(bundle.path, entry, digest)
+
+
+def _check_structures(bundle: Bundle, kept: str | None) -> None:
+    for file in sorted({variant.file for variant in bundle.manifest.variants.values()}):
         model = bundle._checked[file].view() if file == kept else bundle.read(file)
         check_structure(model, file=file)
-    return bundle
 
 
 def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:

@@ -1,13 +1,16 @@
 """A copy of a file, in memory, that nothing can change: what was hashed is what is loaded.
 
 A library that is handed bytes copies them first, ONNX Runtime twice; by a name it reads piece by
-piece. But between its hash and its parser a file on a disk may change. So it is copied, as it is
-hashed, into a file that lives in memory and then takes no more writes, not even from this process.
+piece. But between its hash and its parser a file on a disk may change. So it is copied into a file
+that lives in memory and then takes no more writes, not even from this process; the copy is hashed.
+Each of the two is one call, which lets go of Python's lock once and not for each piece: another
+thread that imports would keep it for long, each time.
 
 Python's own memfd_create and seals are not used: an interpreter that was built against an old C
 library, as conda's and uv's are, has none, whatever the machine offers.
 
-Source: memfd_create(2); F_ADD_SEALS in fcntl(2); their numbers from Linux's fcntl.h and memfd.h.
+Source: memfd_create(2); sendfile(2); F_ADD_SEALS in fcntl(2); the numbers from Linux's fcntl.h and
+memfd.h.
 """
 
 import contextlib
@@ -18,14 +21,14 @@ import hashlib
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.errors import BadInputError
 
 __all__ = ["SealedCopy", "hash_file"]
 
-_CHUNK_BYTES = 1 << 18  # stays in a processor's cache
+_CHUNK_BYTES = 1 << 22
 _CLOSE_ON_EXEC, _ALLOW_SEALING = 0x1, 0x2
 _F_ADD_SEALS = 1033
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no other seal, no shrinking, no growing, no writing
@@ -41,6 +44,7 @@ class SealedCopy:
     Attributes:
         sha256: As `hash_file` gives it.
         path: A name by which this process can open it.
+        close: Gives up the copy before that; what was mapped or opened stays.
 
     Raises:
         BadInputError: The system gives no such memory.
@@ -49,12 +53,15 @@ class SealedCopy:
     def __init__(self, source: Path, *, size: int) -> None:
         with _memory_needed():
             self._number = _memory_file()
-        weakref.finalize(self, os.close, self._number)
+        self.close = weakref.finalize(self, os.close, self._number)
         self.path = f"/proc/self/fd/{self._number}"
-        self.sha256 = hash_file(source, size=size, each=self._write)
-        with _memory_needed():
+        left = size + 1  # of a larger file, which may grow for ever, enough for another hash
+        with source.open("rb", buffering=0) as file, _memory_needed():
+            while left and (count := os.sendfile(self._number, file.fileno(), None, left)):
+                left -= count
             fcntl.fcntl(self._number, _F_ADD_SEALS, _SEALS)
             Path(self.path).stat()  # which a container without /proc does not have
+        self.sha256 = hashlib.sha256(self.view()).hexdigest()
 
     def view(self) -> memoryview:
         """Its bytes, of which only those that are looked at take memory."""
@@ -65,29 +72,21 @@ class SealedCopy:
         with _memory_needed():
             return memoryview(mmap.mmap(self._number, 0, flags=flags, prot=prot))
 
-    def _write(self, piece: memoryview) -> None:
-        with _memory_needed():
-            while piece:
-                piece = piece[os.write(self._number, piece) :]
 
-
-def hash_file(path: Path, *, size: int, each: Callable[[memoryview], None] | None = None) -> str:
+def hash_file(path: Path, *, size: int) -> str:
     """Compute the SHA-256 of a file.
 
     Args:
         path: The file.
         size: In bytes, that it should have. Of a larger one, which may grow for ever, only one byte
             more is read: enough for another hash.
-        each: Called with each piece on the way.
     """
-    digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
     left = size + 1
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(min(left, _CHUNK_BYTES)))
     with path.open("rb", buffering=0) as file:  # into memory that is there: new pages cost more
         while count := file.readinto(chunk[:left]):
             left -= count
             digest.update(chunk[:count])
-            if each is not None:
-                each(chunk[:count])
     return digest.hexdigest()
 
 
@@ -108,5 +107,6 @@ def _memory_needed() -> Iterator[None]:
         raise BadInputError(
             "a model is loaded from a sealed copy of its file in memory",
             found=str(error),
-            remedy="free memory; a container or sandbox must allow memfd_create and have /proc",
+            remedy="free memory; check the disk that it is read from; a container or sandbox must "
+            "allow memfd_create and sendfile, and have /proc",
         ) from error

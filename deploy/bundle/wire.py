@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 __all__ = ["Budget", "Kind", "MalformedError", "Table", "read_fields"]
 
 Kind = Literal[
@@ -44,6 +42,7 @@ _WIRE_TYPES: dict[Kind, tuple[int, ...]] = {
 }
 _SINGLE = ("int", "float", "bytes")
 _WIDTHS = {"fixed32": 4, "fixed64": 8}
+_NOT_LAST = bytes(range(0x80, 0x100))  # a varint's bytes but the last
 _MAX_INTS = 1 << 16  # of one field whose values are read one by one
 
 
@@ -159,10 +158,9 @@ def _varints(data: memoryview, budget: Budget, what: str) -> list[int]:
 
 
 def _count_varints(data: memoryview, what: str) -> int:
-    last = np.frombuffer(data, np.uint8) < 0x80  # a varint's last byte
-    if len(last) and not last[-1]:
+    if len(data) and data[-1] >= 0x80:
         raise MalformedError(f"{what} with a number that does not end, or is too large")
-    return int(np.count_nonzero(last))
+    return len(bytes(data).translate(None, delete=_NOT_LAST))
 
 
 def _count_fixed(data: memoryview, width: int, what: str) -> int:

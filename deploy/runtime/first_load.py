@@ -19,7 +19,6 @@ from typing import Any
 
 from deploy import strict_json
 from deploy.bundle.read import Bundle, open_bundle
-from deploy.children import ask_child
 from deploy.errors import BadInputError, CheckFailedError, DeployError, TamperedBundleError
 from deploy.private_folder import default_folder, private_folder
 from deploy.runtime.ort_runner import OrtRunner, runtime_name
@@ -77,7 +76,8 @@ def assert_first_load(bundle: Bundle, precision: str, *, limits: LoadLimits | No
     path = private_folder(folder, what="verdicts") / f"{name}.json"
     if _read(path) == wanted:
         return
-    from deploy.publish import publish_bytes  # which a start that finds a verdict does without
+    from deploy.children import ask_child  # which a start that finds a verdict does without
+    from deploy.publish import publish_bytes
 
     limits = limits or LoadLimits()
     memory_bytes = limits.memory_bytes or _default_bytes(bundle, precision)

@@ -10,7 +10,18 @@ Source: malloc_trim(3).
 
 import ctypes
 
-__all__ = ["return_free_memory"]
+__all__ = ["return_free_memory", "use_heap"]
+
+_BLOCK_BYTES = 4 << 20
+
+
+def use_heap() -> None:
+    """Let blocks of up to 4 MiB come from the heap, where pages are used again.
+
+    glibc maps large blocks one by one, and unmaps them, until one that was mapped is freed: from
+    then on others of its size come from the heap.
+    """
+    bytearray(_BLOCK_BYTES)
 
 
 def return_free_memory() -> None:

@@ -18,9 +18,11 @@ __all__ = [
     "json_text",
     "natural",
     "open_runner_of",
+    "opening_bundle_of",
     "positive_float",
     "positive_int",
-    "rare_collections",
+    "runner_of",
+    "starting",
 ]
 
 
@@ -57,27 +59,50 @@ def open_runner_of(args: argparse.Namespace) -> "tuple[Bundle, Runner]":
 
     Call this before anything else that needs numpy: a start is mostly imports.
     """
-    with rare_collections():
-        from deploy.bundle.read import open_bundle
-        from deploy.runtime.runner import open_runner
-
-        keep = (args.precision or "fp32") if args.backend == "onnxruntime" else None
-        bundle = open_bundle(args.bundle, keep=keep)
-        runner = open_runner(
-            bundle, backend=args.backend, precision=args.precision, threads=args.threads
-        )
+    with starting(), opening_bundle_of(args) as bundle:
+        runner = runner_of(args, bundle)
     return bundle, runner
 
 
+def opening_bundle_of(args: argparse.Namespace) -> "contextlib.AbstractContextManager[Bundle]":
+    """Open the bundle that the arguments name, and import what runs it meanwhile."""
+    from deploy.bundle.read import opening_bundle
+
+    keep = (args.precision or "fp32") if args.backend == "onnxruntime" else None
+    return opening_bundle(args.bundle, keep=keep, meanwhile=lambda: _import_backend(args.backend))
+
+
+def runner_of(args: argparse.Namespace, bundle: "Bundle") -> "Runner":
+    """Open the runner that the arguments ask for."""
+    from deploy.runtime.runner import open_runner
+
+    return open_runner(bundle, backend=args.backend, precision=args.precision, threads=args.threads)
+
+
+def _import_backend(backend: str) -> None:
+    from deploy.runtime.ort_runner import runtime_name
+
+    if backend == "onnxruntime":
+        runtime_name()
+
+
 @contextlib.contextmanager
-def rare_collections() -> Iterator[None]:
-    """Look for garbage less often: what is imported stays, and the search takes a tenth of it."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(100_000, *thresholds[1:])
+def starting() -> Iterator[None]:
+    """Put off until the end what no answer waits for.
+
+    What is imported stays, and a search for garbage in it takes a tenth of a start. What loading a
+    model leaves free goes back to the system.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(*thresholds)
+        if was_enabled:
+            gc.enable()
+        from deploy.runtime.heap import return_free_memory
+
+        return_free_memory()
 
 
 def json_text(document: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import signal
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.terminal import printable
+from deploy.threads import beside
 from deploy.verbs.arguments import (
     add_bundle_arguments,
-    open_runner_of,
+    opening_bundle_of,
     positive_int,
-    rare_collections,
+    runner_of,
+    starting,
 )
 
 if TYPE_CHECKING:
@@ -88,36 +91,56 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     infer.set_defaults(handler=_infer)
 
 
-@rare_collections()  # else the first answer would pay for what was put off while opening
 def _infer(args: argparse.Namespace) -> int:
     annotate = None if args.annotate is None else _annotator(args.annotate)
-    bundle, runner = open_runner_of(args)
-    from deploy.service.infer import answer
-    from deploy.service.pictures import Unreadable
-    from deploy.service.sources import is_camera
+    with contextlib.ExitStack() as start:
+        start.enter_context(starting())
+        with opening_bundle_of(args) as bundle:
+            spec = bundle.manifest.preprocessing
+            with beside(lambda: _read_ahead(args, spec)) as read:
+                runner = runner_of(args, bundle)
+        first, rest = read[0]
+        from deploy.service.infer import answer
+        from deploy.service.pictures import Unreadable
 
-    is_live = len(args.sources) == 1 and is_camera(args.sources[0])
-    frames = _frames(args, bundle.manifest.preprocessing, is_live=is_live)
-    width = max((len(printable(label)) for label in bundle.labels), default=0)
-    count = unreadable = 0
-    with contextlib.closing(frames):
-        for result in answer(bundle, runner, frames, top_k_count=args.top_k):
-            count += 1
-            _show(result, as_json=args.json, width=width)
-            if isinstance(result, Unreadable):
-                unreadable += 1
-            elif annotate is not None:
-                annotate(result[0].pixels, name=result[0].name, lines=_lines(result[1]))
-            if is_live:
-                from deploy.service.notify import notify
+        width = max((len(printable(label)) for label in bundle.labels), default=0)
+        count = unreadable = 0
+        with contextlib.closing(rest):
+            frames = itertools.chain(first, rest)
+            for result in answer(bundle, runner, frames, top_k_count=args.top_k):
+                count += 1
+                _show(result, as_json=args.json, width=width)
+                start.close()
+                if isinstance(result, Unreadable):
+                    unreadable += 1
+                elif annotate is not None:
+                    annotate(result[0].pixels, name=result[0].name, lines=_lines(result[1]))
+                if _is_live(args):
+                    from deploy.service.notify import notify
 
-                # a heart beats for a fresh frame that was answered, and for nothing else
-                notify("READY=1\nWATCHDOG=1")
-            if count == args.frames:
-                break
+                    # a heart beats for a fresh frame that was answered, and for nothing else
+                    notify("READY=1\nWATCHDOG=1")
+                if count == args.frames:
+                    break
     if unreadable:
         print(f"edgereg: {unreadable} of {count} could not be read", file=sys.stderr)
     return 2 if unreadable else 0
+
+
+def _read_ahead(
+    args: argparse.Namespace, spec: "Preprocessing"
+) -> "tuple[list[Frame | Unreadable], Generator[Frame | Unreadable, None, None]]":
+    """Return the first frame, but of a camera none, and the others; import what answers them."""
+    import deploy.service.infer  # noqa: F401
+
+    frames = _frames(args, spec)
+    return [] if _is_live(args) else list(itertools.islice(frames, 1)), frames
+
+
+def _is_live(args: argparse.Namespace) -> bool:
+    from deploy.service.sources import is_camera
+
+    return len(args.sources) == 1 and is_camera(args.sources[0])
 
 
 def _annotator(folder: Path) -> "Annotator":
@@ -127,11 +150,11 @@ def _annotator(folder: Path) -> "Annotator":
 
 
 def _frames(
-    args: argparse.Namespace, spec: "Preprocessing", *, is_live: bool
+    args: argparse.Namespace, spec: "Preprocessing"
 ) -> "Generator[Frame | Unreadable, None, None]":
     from deploy.service.sources import read_camera, read_sources
 
-    if not is_live:
+    if not _is_live(args):
         yield from read_sources(args.sources, spec, every=args.every)
         return
     stop = threading.Event()
