@@ -6,6 +6,7 @@ this needs no Pillow.
 """
 
 import io
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def expand(text: str) -> list[Path]:
     A path that exists is not taken for a pattern: "[1].png" may be a file's name.
     """
     path = Path(text)
-    if path.exists() or not any(letter in text for letter in "*?["):
+    if not any(letter in text for letter in "*?[") or path.exists():
         return [path]
     root = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else text
@@ -146,14 +147,18 @@ def _array_frames(
 
 
 def _read(path: Path, *, limit: int) -> bytes:
-    if not path.is_file():  # missing; or a pipe, which could wait for ever
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):  # a pipe could wait for ever
         raise BadInputError(
             "an image must be a file", found=f"'{path}' is not", remedy="check the path"
         )
-    if path.stat().st_size > limit:
+    if status.st_size > limit:
         raise BadInputError(
             f"an image file may have {limit} bytes",
-            found=f"'{path}' has {path.stat().st_size}",
+            found=f"'{path}' has {status.st_size}",
             remedy="scale the image down first",
         )
     return path.read_bytes()
