@@ -12,7 +12,8 @@ answers of all are compared with torch's on real images: by SQNR, and for traine
 
 Each model, number of threads and batch size is a job, whose result is OUT/JOB.json; a finished one
 is not run again (--again does; other images need another OUT), so that a long run may be stopped
-and continued. The table is OUT/latency.md, the plots OUT/latency-*.png.
+and continued. The table is OUT/latency.md, shorter OUT/latency-summary.md, the plots
+OUT/latency-*.png.
 
 The full form fails (exit 1) where a model is slower than its wanted speed or than the fastest peer,
 as subjects.py has them, where such a peer fails, or where ours answers noise. --quick leaves
@@ -32,6 +33,7 @@ from typing import Any
 from install import install
 from latency_job import IMAGES, Job, Result, Row, measure
 from latency_report import draw, figure, misses, to_markdown
+from latency_summary import to_summary
 from peak import Peak
 from peers import PEERS, REQUIREMENTS
 from setting import describe_setting
@@ -125,6 +127,7 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 def _judge(results: Sequence[Result], out: Path, *, quick: bool) -> int:
     table = to_markdown(results)
     (out / "latency.md").write_text(table, encoding="utf-8")
+    (out / "latency-summary.md").write_text(to_summary(results), encoding="utf-8")
     plots = draw(results, out)
     print(table)
     for result in results:

@@ -31,7 +31,7 @@ from edgereg.data.images import Images, evenly, labels_of
 from export.judge.accuracy import judge_accuracy
 from export.precision.emulate_int8 import sqnr_db
 
-__all__ = ["IMAGES", "OURS", "Job", "Result", "Row", "count_gflop", "measure"]
+__all__ = ["IMAGES", "OURS", "OURS_FP32", "Job", "Result", "Row", "count_gflop", "measure"]
 
 OURS, OURS_FP32 = "edgereg", "edgereg fp32"
 IMAGES = 64  # to calibrate on, and to compare answers on; a multiple of every batch size

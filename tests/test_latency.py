@@ -15,13 +15,17 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import latency_job
 import peak
 import rounds
+import subjects
 from install import install
 from latency import _parser, jobs, keep_images, read, run
 from latency_job import OURS, Job, Row
 from latency_report import draw, figure, misses, to_markdown
+from latency_summary import to_summary
 from peak import Peak
 from peers import PEERS, PLAIN, Ready
 from subjects import QUICK, SUBJECTS, Photos, Subject
+
+from export.precision.variants import TOLERANCES
 
 SUBJECT = Subject("tiny", "convnet", 32, flags=("--model.width", "8"), wanted=1.0, beats_peers=True)
 
@@ -69,6 +73,27 @@ def test_a_peer_that_fails_is_a_row_with_its_error(found):
     (row,) = [row for row in found[0].rows if row.peer == "OpenVINO"]
     assert row == Row("OpenVINO", error="RuntimeError: no such library")
     assert "failed: RuntimeError: no such library" in to_markdown([found[0]])
+
+
+def test_the_summary_has_a_line_for_each_job_and_says_who_failed(found):
+    ours = found[0].rows[0]
+    alone, whole, costs = to_summary([found[0], found[0]]).split("| model |")[1:]
+    lines = [line for line in alone.splitlines() if line.startswith("| tiny | 1 | 1 |")]
+    assert len(lines) == 2 and "failed" in lines[0]
+    assert f"{ours.speedup[0]:.2f} [{ours.speedup[1]:.2f}, " in lines[0]
+    assert f"| {ours.end_ms:.3g} |" in whole and f"{ours.share:.0%}, " in costs
+    assert all(
+        len({line.count("|") for line in table.splitlines()[1:4]}) == 1
+        for table in (alone, whole, costs)
+    )
+
+
+def test_the_tolerance_of_int8_is_lifted_for_random_weights_only():
+    usual = dict(TOLERANCES)
+    with subjects._of_random_weights():
+        assert TOLERANCES["int8"].min_top1_agreement == 0.0
+        assert TOLERANCES["fp32"] == usual["fp32"]
+    assert usual == TOLERANCES and usual["int8"].min_top1_agreement > 0.5
 
 
 def test_wrong_answers_are_seen(found):
