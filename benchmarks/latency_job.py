@@ -162,7 +162,7 @@ def measure(job: Job, photos: Photos, out: Path, *, say: Callable[[str], None]) 
     say("the network alone")
     peaks, gflop = measure_peaks(job.threads), count_gflop(model, images)
     alone = {name: lambda r=each.run: r(images) for name, each in ready.items()}
-    seconds, alone_n = time_rounds(alone, job.budget_s)
+    seconds, alone_n = time_rounds(alone, job.budget_s, threads=job.threads)
     say("end to end")
     files = jpegs(photos.test, job.batch, spec)
     whole = {
@@ -171,7 +171,7 @@ def measure(job: Job, photos: Photos, out: Path, *, say: Callable[[str], None]) 
         else usual_end_to_end(each, files, spec)
         for name, each in ready.items()
     }
-    end_seconds, end_n = time_rounds(whole, job.budget_s)
+    end_seconds, end_n = time_rounds(whole, job.budget_s, threads=job.threads)
     for name, each in ready.items():
         ms = 1e3 * statistics.median(seconds[name])
         rows[name] = dataclasses.replace(

@@ -11,7 +11,8 @@ from deploy.measure.statistics import median_interval
 
 __all__ = ["Interval", "ratio_of", "time_rounds"]
 
-_REST_S = 0.003  # in which a pool's threads, which spin for more work, fall asleep
+_REST_S = 0.003
+_REST_OF_POOLS_S = 0.1  # in which the threads of a pool, which spin for more work, fall asleep
 _SAMPLE_S = 0.002  # a sample of a shorter run is the mean of several in a row
 _WARM_UP = 3
 _MOST = 101  # rounds
@@ -22,13 +23,16 @@ Interval = tuple[float, float, float]
 
 
 def time_rounds(
-    runs: Mapping[str, Callable[[], object]], budget_s: float
+    runs: Mapping[str, Callable[[], object]], budget_s: float, *, threads: int = 1
 ) -> tuple[dict[str, list[float]], int]:
     """Return the seconds of a run in each round, and how many rounds the budget had.
 
     Before each sample its run goes once uncounted, after a rest: what the run before it left in
-    the caches and on the other cores is its neighbour's doing.
+    the caches and on the other cores is its neighbour's doing. Where runs have several threads the
+    rest is longer: of two ONNX Runtime sessions with the same model, on two cores, each took twice
+    as long after 3 ms of rest as after 100.
     """
+    rest_s = _REST_S if threads == 1 else _REST_OF_POOLS_S
     single: dict[str, float] = {}
     for name, run in runs.items():
         times = []
@@ -38,11 +42,11 @@ def time_rounds(
             times.append(time.perf_counter() - start)
         single[name] = min(times)
     counts = {name: max(1, round(_SAMPLE_S / seconds)) for name, seconds in single.items()}
-    a_round = sum(single[name] * (1 + counts[name]) + _REST_S for name in runs)
+    a_round = sum(single[name] * (1 + counts[name]) + rest_s for name in runs)
     rounds = max(_LEAST, min(_MOST, int(budget_s / a_round)))
     steps: list[Callable[[], object]] = []
     for name, run in runs.items():
-        steps += [_rest_then(run), _repeat(run, counts[name])]
+        steps += [_rest_then(run, rest_s), _repeat(run, counts[name])]
     samples = in_turns(steps, rounds)[1::2]
     seconds = {
         name: [total / counts[name] for total in totals]
@@ -51,9 +55,9 @@ def time_rounds(
     return seconds, rounds
 
 
-def _rest_then(run: Callable[[], object]) -> Callable[[], object]:
+def _rest_then(run: Callable[[], object], rest_s: float) -> Callable[[], object]:
     def step() -> object:
-        time.sleep(_REST_S)
+        time.sleep(rest_s)
         return run()
 
     return step
