@@ -27,6 +27,7 @@ from edgereg.ssl.simclr import SimClrConfig
 from edgereg.ssl.vicreg import VicRegConfig
 from edgereg.train.compute import ComputeConfig
 from edgereg.train.optim import OptimConfig
+from edgereg.train.progressive import ProgressiveConfig
 from edgereg.train.stopping import StopConfig
 
 __all__ = ["InputConfig", "Recipe", "load_recipe", "recipe_from_json"]
@@ -65,6 +66,7 @@ class Recipe:
         compute: See ComputeConfig.
         optim: See OptimConfig.
         augment: Steps in order, each an augmentation's name and options; see augment/chain.py.
+        progressive: See ProgressiveConfig.
         mix: See MixConfig.
         regularize: Kinds of dropout, each its name and options; see regularize/dropout.py.
         batchnorm: See BatchNormConfig.
@@ -90,6 +92,7 @@ class Recipe:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: list[dict[str, Any]] = field(default_factory=list)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     regularize: list[dict[str, Any]] = field(default_factory=list)
     batchnorm: BatchNormConfig = field(default_factory=BatchNormConfig)
@@ -121,6 +124,13 @@ class Recipe:
                 "the loss scale of fp16 does not go with sharpness-aware minimisation",
                 found=f"sam.rho: {self.sam.rho}, compute.precision: fp16",
                 remedy="use bf16",
+            )
+        if self.progressive.smallest >= self.model.image_size:
+            raise RecipeError(
+                "the smallest window is smaller than the model's input",
+                found=f"progressive.smallest: {self.progressive.smallest}, "
+                f"model.image_size: {self.model.image_size}",
+                remedy="lower progressive.smallest",
             )
         self.chain()
         self.regularizers()

@@ -163,6 +163,7 @@ def test_watched_images_need_labels(images, tmp_path):
         (["--sam.rho", "0.05"], "sam.rho"),
         (["--stop.patience", "3"], "stop.patience"),
         (["--batchnorm.recompute", "3"], "batchnorm.recompute"),
+        (["--progressive.smallest", "16"], "progressive.smallest"),
         (["--batchnorm.frozen", "true"], "batchnorm.frozen"),
         (["--frozen_stages", "1"], "frozen_stages"),
         (["--label_smoothing", "0.1"], "label_smoothing"),

@@ -100,6 +100,7 @@ def check_pretraining(recipe: Recipe, *, size: int) -> None:
         "label_smoothing": recipe.label_smoothing > 0,
         "mix.mixup": recipe.mix.mixup > 0,
         "mix.cutmix": recipe.mix.cutmix > 0,
+        "progressive.smallest": recipe.progressive.smallest > 0,
         "frozen_stages": recipe.frozen_stages > 0,
         "batchnorm.frozen": recipe.batchnorm.frozen,
         "batchnorm.recompute": recipe.batchnorm.recompute > 0,

@@ -25,6 +25,7 @@ from edgereg.train.batches import epoch_batches
 from edgereg.train.evaluate import Evaluation, evaluate
 from edgereg.train.loop import Hooks
 from edgereg.train.prepared import Bar, RunOptions, RunResult, check_out, prepared, read_pixels
+from edgereg.train.progressive import check_progressive
 from edgereg.train.supervised import Supervised
 
 __all__ = ["eval_run", "train_run"]
@@ -81,6 +82,7 @@ def train_run(
         load_start(init, model, recipe.model, class_names=classes)
     model = configure_batchnorm(model, recipe.batchnorm)
     freeze_stages(model, recipe.frozen_stages)
+    check_progressive(model, recipe.progressive)
     spec = recipe.preprocessing()
     with prepared(images, out, recipe, "train", bar, options, val=val, init=init) as run:
         if isinstance(run, RunResult):

@@ -12,6 +12,7 @@ from edgereg.models.zoo import Classifier
 from edgereg.recipe import Recipe
 from edgereg.train.compute import autocast
 from edgereg.train.normalize import Normalize
+from edgereg.train.progressive import window, window_size
 from edgereg.train.step import Loss, Place
 
 __all__ = ["Supervised"]
@@ -37,9 +38,17 @@ class Supervised(nn.Module):
         self._normalize = Normalize(recipe.preprocessing())
 
     def augmented(self, images: Tensor, indices: Tensor, *, epoch: int) -> Tensor:
-        """Return what the model is shown, before mixing: (B, 3, H, W) float32, normalized."""
-        draws = Draws(self._recipe.seed, epoch, indices)
-        return self._laid_out(self._normalize(self._chain(images, draws)))
+        """Return what the model is shown, before mixing: (B, 3, h, w) float32, normalized.
+
+        h and w are H and W but for progressive learning.
+        """
+        recipe = self._recipe
+        draws = Draws(recipe.seed, epoch, indices)
+        size = window_size(
+            recipe.progressive, epoch, epochs=recipe.epochs, whole=recipe.model.image_size
+        )
+        shown = window(self._chain(images, draws), size, draws)
+        return self._laid_out(self._normalize(shown))
 
     def forward(self, images: Tensor, indices: Tensor, place: Place) -> Loss:
         """Return the mean cross-entropy, and how many answers hit the larger share of their target.
