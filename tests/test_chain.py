@@ -81,6 +81,7 @@ def test_options_reach_the_augmentation():
         ({"cutout": {"size": 8.5}}, r"cutout\.size: 8\.5"),
         ({"crop": {"beyond": "mirror"}}, r"one of border, reflection, zeros; .*crop\.beyond"),
         ({"flip": {"beyond": "zeros"}}, r"augment\[0\]\.flip\.beyond"),
+        ({"flip": {"alternate": True, "probability": 0.3}}, r"flip\.probability: 0\.3, alternate"),
         ({"posterize": {"bits": 9}}, r"bits is in 1\.\.8; found: augment\[0\]\.posterize\.bits: 9"),
         ({"some": {"steps": [{"flop": {}}]}}, r"augment\[0\]\.some\.steps\[0\]: 'flop'"),
         ({"some": {"probability": 0.5}}, "some needs steps"),

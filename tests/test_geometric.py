@@ -155,6 +155,16 @@ def test_half_of_the_samples_are_flipped(step, axis):
     assert set(signs.tolist()) == {1.0, -1.0} and 70 < (signs < 0).sum() < 130
 
 
+def test_alternating_flips_show_both_sides_in_any_two_epochs():
+    signs = [
+        Flip(alternate=True).matrices(Draws(0, epoch, torch.arange(200)), H, W)[:, 0, 0]
+        for epoch in range(4)
+    ]
+    assert 70 < (signs[0] < 0).sum() < 130
+    assert torch.equal(signs[0], -signs[1])
+    assert torch.equal(signs[0], signs[2]) and torch.equal(signs[1], signs[3])
+
+
 @pytest.mark.parametrize("kind", [Affine, Rotate, Scale, Shear, Translate, Crop, ResizedCrop])
 def test_a_probability_leaves_some_samples_in_their_place(kind):
     amount = {Affine: {"degrees": 9}, Rotate: {"degrees": 9}, Scale: {"scale": (2, 3)}}

@@ -9,7 +9,7 @@ an image that has the output's size always does. A scale below 1 shrinks without
 torchvision's and Pillow's affine maps do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgereg.augment.draws import Draws
 from edgereg.augment.sometimes import move_some
+from edgereg.errors import RecipeError
 
 __all__ = [
     "Affine",
@@ -42,15 +43,30 @@ class Flip:
 
     Args:
         probability: Of being mirrored, in [0, 1].
+        alternate: Whether an image is mirrored in every second epoch, half of them in the first,
+            so that any two epochs show all there is to see (Jordan, 2404.00498, alternating flip).
     """
 
     beyond: ClassVar[None] = None
     probability: float = 0.5
+    alternate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alternate and self.probability != 0.5:
+            raise RecipeError(
+                "flips that alternate have no probability of their own",
+                found=f"probability: {self.probability}, alternate: true",
+                remedy="leave one of them out",
+            )
 
     def matrices(self, draws: Draws, height: int, width: int) -> Tensor:
         """Return (B, 3, 3)."""
+        if self.alternate:
+            flips = replace(draws, epoch=0).chance("flip", 0.5) ^ bool(draws.epoch % 2)
+        else:
+            flips = draws.chance("flip", self.probability)
         matrices = _identities(draws)
-        matrices[:, 0, 0] = 1 - 2 * draws.chance("flip", self.probability).float()
+        matrices[:, 0, 0] = 1 - 2 * flips.float()
         return matrices
 
 
