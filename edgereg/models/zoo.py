@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgereg.errors import RecipeError, check_settings, nearest
 from edgereg.models.convnet import ConvNet
+from edgereg.models.libraries import from_timm, from_torchvision
 from edgereg.models.resnet import SmallResNet
 from edgereg.models.vit import SmallViT
 
@@ -179,9 +178,9 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Clas
         library, _, name = config.name.partition(":")
         dropout = 0.0
         if library == "torchvision" and name:
-            backbone, dropout = _torchvision(name, config.image_size)
+            backbone, dropout = from_torchvision(name, config.image_size)
         elif library == "timm" and name:
-            backbone = _timm(name, config.image_size)
+            backbone = from_timm(name, config.image_size)
         elif config.name in MODELS:
             backbone = MODELS[config.name](config)
         else:
@@ -228,78 +227,3 @@ def check_input(backbone: nn.Module, size: int, *, what: str) -> int:
             remedy="choose another, torchvision:mobilenet_v3_small for instance",
         )
     return features.shape[1]
-
-
-def _torchvision(name: str, image_size: int) -> tuple[nn.Module, float]:
-    """Take the last linear layer off a torchvision classifier: what feeds it are the features.
-
-    Returns:
-        The backbone, and the rate of the dropout that stood before the layer, which is taken off
-        too.
-    """
-    from torchvision import models  # 1 s to import, and most runs do without
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise RecipeError(
-            "torchvision must have the model",
-            found=f"model.name: 'torchvision:{name}'",
-            remedy=nearest(name, known),
-        )
-    options = {"image_size": image_size} if name.startswith("vit_") else {}
-    options |= (
-        {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    )
-    try:
-        model = cast(nn.Module, models.get_model(name, weights=None, **options))
-    except AssertionError as error:
-        raise RecipeError(
-            "a torchvision model must be made for images of this size",
-            found=f"model.name: 'torchvision:{name}', {image_size}x{image_size}: {error}",
-            remedy="choose another size or model",
-        ) from error
-    layers = [(path, m) for path, m in model.named_modules() if not any(True for _ in m.children())]
-    linear = [place for place, (_, m) in enumerate(layers) if isinstance(m, nn.Linear)]
-    path, head = layers[linear[-1]] if linear else ("", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1000:
-        raise RecipeError(
-            "a torchvision classifier must end in a linear layer",
-            found=f"model.name: 'torchvision:{name}' does not",
-            remedy="choose another, torchvision:mobilenet_v3_small for instance",
-        )
-    model.set_submodule(path, nn.Identity())
-    path, before = layers[linear[-1] - 1]
-    if not isinstance(before, nn.Dropout):
-        return model, 0.0
-    model.set_submodule(path, nn.Identity())
-    return model, before.p
-
-
-def _timm(name: str, image_size: int) -> nn.Module:
-    """Build a timm model without its head."""
-    try:
-        timm: Any = import_module("timm")
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            "timm's models need timm",
-            found=f"model.name: 'timm:{name}', and no timm",
-            remedy="pip install 'edgereg[timm]'",
-        ) from error
-    if not timm.is_model(name):
-        raise RecipeError(
-            "timm must have the model",
-            found=f"model.name: 'timm:{name}'",
-            remedy=nearest(name, timm.list_models()),
-        )
-    # models that take one size only, transformers above all, are built for it
-    is_of_one_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    options = {"img_size": image_size} if is_of_one_size else {}
-    try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise RecipeError(
-            "a timm model must be made for images of this size",
-            found=f"model.name: 'timm:{name}': {' '.join(str(error).split())[:160]}",
-            remedy="choose another size or model",
-        ) from error
-    return cast(nn.Module, model)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from edgereg.augment.draws import Draws
-from edgereg.errors import RecipeError, check_settings
-from edgereg.models.zoo import Classifier
+from edgereg.errors import check_settings
 
-__all__ = ["ProgressiveConfig", "check_progressive", "window", "window_size"]
+__all__ = ["ProgressiveConfig", "window", "window_size"]
 
 
 @dataclass(frozen=True)
@@ -81,25 +80,3 @@ def window(images: Tensor, size: int, draws: Draws) -> Tensor:
     of_each = torch.arange(len(images), device=images.device)[:, None, None]
     cut = images.permute(0, 2, 3, 1)[of_each, rows[:, :, None], columns[:, None, :]]
     return cut.permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def check_progressive(model: Classifier, config: ProgressiveConfig) -> None:
-    """Refuse windows for a model that takes images of one size only.
-
-    Raises:
-        RecipeError: So it is.
-    """
-    if not config.smallest:
-        return
-    was_training = model.training
-    try:
-        model.eval()(torch.zeros(1, 3, config.smallest, config.smallest))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise RecipeError(
-            "progressive learning needs a model that takes images of any size",
-            found=f"progressive.smallest: {config.smallest}; {' '.join(str(error).split())}",
-            remedy="leave it out, or choose a convolutional model",
-        ) from error
-    finally:
-        model.train(was_training)

@@ -16,7 +16,7 @@ from edgereg.data.feed import feed
 from edgereg.data.images import Images, check_classes, epoch_order, labels_of
 from edgereg.data.pixels import Pixels
 from edgereg.errors import DataError, RecipeError
-from edgereg.models.zoo import build_model
+from edgereg.models.zoo import build_model, check_input
 from edgereg.recipe import Recipe
 from edgereg.regularize.batchnorm import configure_batchnorm, recompute_statistics
 from edgereg.regularize.placement import place
@@ -25,7 +25,6 @@ from edgereg.train.batches import epoch_batches
 from edgereg.train.evaluate import Evaluation, evaluate
 from edgereg.train.loop import Hooks
 from edgereg.train.prepared import Bar, RunOptions, RunResult, check_out, prepared, read_pixels
-from edgereg.train.progressive import check_progressive
 from edgereg.train.supervised import Supervised
 
 __all__ = ["eval_run", "train_run"]
@@ -77,12 +76,15 @@ def train_run(
             remedy="name one with --val, or leave stop.patience out",
         )
     model = build_model(recipe.model, num_classes=len(classes), seed=recipe.seed)
+    if smallest := recipe.progressive.smallest:
+        check_input(
+            model.backbone, smallest, what=f"progressive.smallest: {smallest}, {recipe.model.name}"
+        )
     placement = place(model, recipe.regularizers())
     if init is not None:
         load_start(init, model, recipe.model, class_names=classes)
     model = configure_batchnorm(model, recipe.batchnorm)
     freeze_stages(model, recipe.frozen_stages)
-    check_progressive(model, recipe.progressive)
     spec = recipe.preprocessing()
     with prepared(images, out, recipe, "train", bar, options, val=val, init=init) as run:
         if isinstance(run, RunResult):
