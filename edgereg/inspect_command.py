@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deploy.inspection import Inspection
-    from export.judge.module_diff import ModuleDiff
+    from export.judge.module_report import ModuleDiff
 
 __all__ = ["add_inspect", "print_diffs"]
 

@@ -19,7 +19,8 @@ from edgereg.errors import EdgeregError
 from edgereg.ship import draw_calibration
 from edgereg.subject import classifier, spread_out
 from export.judge.holdout import as_float
-from export.judge.module_diff import ModuleDiff, compare_modules
+from export.judge.module_diff import compare_modules
+from export.judge.module_report import ModuleDiff
 from export.onnx_file.to_onnx import to_onnx
 from export.passes.pixels import read_pixels
 from export.passes.simplify import simplify
