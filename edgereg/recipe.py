@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from deploy.runtime.preprocess import Preprocessing
 from edgereg.augment.chain import Chain, build_chain
 from edgereg.augment.mixing import MixConfig
+from edgereg.augment.progressive import ProgressiveConfig
 from edgereg.errors import RecipeError, check_settings, nearest
 from edgereg.models.zoo import ModelConfig
 from edgereg.regularize.batchnorm import BatchNormConfig
@@ -27,7 +28,6 @@ from edgereg.ssl.simclr import SimClrConfig
 from edgereg.ssl.vicreg import VicRegConfig
 from edgereg.train.compute import ComputeConfig
 from edgereg.train.optim import OptimConfig
-from edgereg.train.progressive import ProgressiveConfig
 from edgereg.train.stopping import StopConfig
 
 __all__ = ["InputConfig", "Recipe", "load_recipe", "recipe_from_json"]

@@ -155,7 +155,7 @@ def test_half_of_the_samples_are_flipped(step, axis):
     assert set(signs.tolist()) == {1.0, -1.0} and 70 < (signs < 0).sum() < 130
 
 
-def test_alternating_flips_show_both_sides_in_any_two_epochs():
+def test_alternating_flips_show_both_sides_in_two_epochs_in_a_row():
     signs = [
         Flip(alternate=True).matrices(Draws(0, epoch, torch.arange(200)), H, W)[:, 0, 0]
         for epoch in range(4)

@@ -151,3 +151,18 @@ def test_a_preview_of_nothing_is_refused(tmp_path, count, columns):
     with pytest.raises(DataError, match="an image and an epoch at least"):
         write_preview(images, load_recipe(None), tmp_path / "a.png", columns=columns)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_windows_stand_in_the_middle_of_the_page(tmp_path, drawn):
+    recipe = recipe_from_json({"epochs": 2, "progressive": {"smallest": 20}, **MIXED})
+    write_preview(IMAGES, recipe, tmp_path / "out.png", rows=3, columns=2)
+    ((_, heading, _), columns), *_ = drawn
+    assert heading == ("progressive: windows from 20 pixels on, whole images after 80% of 2 epochs")
+    small, whole, mixed = columns[1].pictures, columns[2].pictures, columns[3].pictures
+    for pictures in (small, mixed):
+        frame = np.ones((32, 32), bool)
+        frame[6:26, 6:26] = False
+        assert (pictures[:, frame] == 238).all()
+    assert not (whole[:, :6] == 238).all()
+    corner = small[0, 6:26, 6:26]
+    assert len(np.unique(corner)) > 2

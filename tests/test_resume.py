@@ -40,11 +40,12 @@ label_smoothing: 0.1
 compute: {precision: bf16, accumulate: 2}
 optim: {name: sgd, lr: 0.05, clip: 1.0, schedule: onecycle}
 augment:
-  - flip: {}
+  - flip: {alternate: true}
   - affine: {degrees: 10}
   - rgb_shift: {}
   - noise: {}
   - cutout: {}
+progressive: {smallest: 16, step: 8, whole_from: 0.6}
 mix: {mixup: 0.2, cutmix: 1.0, probability: 0.8}
 regularize:
   - dropout: {rate: 0.2, where: head}

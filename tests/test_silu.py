@@ -11,9 +11,10 @@ from torch import nn
 
 import export.precision.quantize
 from export.onnx_file.run_onnx import run_batches
+from export.onnx_file.tensors import known_shapes
 from export.precision.emulate_int8 import run_emulated
 from export.precision.quantize import quantize
-from export.precision.silu import join_silus, known_shapes
+from export.precision.silu import join_silus
 
 IMAGES = emoji("train", 16)[0]
 

@@ -44,7 +44,8 @@ class Flip:
     Args:
         probability: Of being mirrored, in [0, 1].
         alternate: Whether an image is mirrored in every second epoch, half of them in the first,
-            so that any two epochs show all there is to see (Jordan, 2404.00498, alternating flip).
+            so that two epochs in a row show all there is to see (Jordan, 2404.00498, alternating
+            flip).
     """
 
     beyond: ClassVar[None] = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from deploy.runtime.decode import encode_png, load_pillow
 from edgereg.augment.draws import Draws
 from edgereg.augment.foreign import import_callables
 from edgereg.augment.mixing import mix
+from edgereg.augment.progressive import window, window_size
 from edgereg.data.images import Images, Subset, evenly
 from edgereg.data.pixels import Pixels
 from edgereg.errors import DataError
@@ -29,7 +31,8 @@ _GAP = 8
 _MARGIN = 16
 _FONT = 12
 _LINE = 18
-_PAGE = "#eeeeee"  # not white, which many an image has at its border
+_PAGE_GREY = 238  # not white, which many an image has at its border
+_PAGE = (_PAGE_GREY,) * 3
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,27 @@ def _columns(
         kinds = [images.class_names[label] for label in images.labels[chosen]]
         numbers = [f"{row}  {kind}" for row, kind in zip(numbers, kinds, strict=True)]
     columns = [_Column("original", _bytes(originals / 255), numbers)]
-    shown = [chain(originals, Draws(recipe.seed, epoch, indices)) for epoch in range(epochs)]
-    for epoch, pictures in enumerate(shown):
+    whole = recipe.model.image_size
+    shown = []
+    for epoch in range(epochs):
+        draws = Draws(recipe.seed, epoch, indices)
+        size = window_size(recipe.progressive, epoch, epochs=recipe.epochs, whole=whole)
+        shown.append(window(chain(originals, draws), size, draws))
+        pictures = _framed(shown[-1], whole)
         columns.append(_Column(f"epoch {epoch}", _bytes(pictures), [""] * len(chosen)))
     for step in range(_MIXES if _mixes(recipe) else 0):
         own = torch.eye(len(chosen))
-        pictures, targets = mix(shown[0], own, recipe.mix, seed=recipe.seed, step=step)
+        mixed, targets = mix(shown[0], own, recipe.mix, seed=recipe.seed, step=step)
+        pictures = _framed(mixed, whole)
         columns.append(_Column(f"mixed, step {step}", _bytes(pictures), _shares(targets)))
     return columns
+
+
+def _framed(windows: Tensor, side: int) -> Tensor:
+    """Put windows (B, C, h, h) into the middle of pictures (B, C, side, side) of the page."""
+    missing = side - windows.shape[-1]
+    before, after = missing // 2, missing - missing // 2
+    return F.pad(windows, (before, after, before, after), value=_PAGE_GREY / 255)
 
 
 def _bytes(images: Tensor) -> NDArray[np.uint8]:
@@ -160,6 +176,12 @@ def _heading(recipe: Recipe) -> list[str]:
     """Return what the recipe says of augmentation and of mixing."""
     steps = ", ".join(_described(step) for step in recipe.augment) or "none"
     lines = [f"augment: {steps}"]
+    windows = recipe.progressive
+    if windows.smallest:
+        lines.append(
+            f"progressive: windows from {windows.smallest} pixels on, whole images after "
+            f"{windows.whole_from:.0%} of {recipe.epochs} epochs"
+        )
     if _mixes(recipe):
         amounts = [f"{kind} {getattr(recipe.mix, kind):g}" for kind in ("mixup", "cutmix")]
         each = ", each image by itself" if recipe.mix.per_sample else ""

@@ -13,9 +13,16 @@ __all__ = ["from_timm", "from_torchvision"]
 def from_torchvision(name: str, image_size: int) -> tuple[nn.Module, float]:
     """Take the last linear layer off a torchvision classifier: what feeds it are the features.
 
+    Args:
+        name: As torchvision has it, `resnet18` for instance.
+        image_size: Height and width, for the transformers, which are built for one.
+
     Returns:
         The backbone, and the rate of the dropout that stood before the layer, which is taken off
         too.
+
+    Raises:
+        RecipeError: There is no such model, none for this size, or none that ends in such a layer.
     """
     from torchvision import models  # 1 s to import, and most runs do without
 
@@ -56,7 +63,15 @@ def from_torchvision(name: str, image_size: int) -> tuple[nn.Module, float]:
 
 
 def from_timm(name: str, image_size: int) -> nn.Module:
-    """Build a timm model without its head."""
+    """Build a timm model without its head.
+
+    Args:
+        name: As timm has it, `vit_tiny_patch16_224` for instance.
+        image_size: Height and width, for models that take one size only.
+
+    Raises:
+        RecipeError: timm is not installed, has no such model, or none for this size.
+    """
     try:
         timm: Any = import_module("timm")
     except ModuleNotFoundError as error:

@@ -195,13 +195,20 @@ def build_model(config: ModelConfig, *, num_classes: int, seed: int = 0) -> Clas
         )
 
 
-def check_input(backbone: nn.Module, size: int, *, what: str) -> int:
+def check_input(
+    backbone: nn.Module,
+    size: int,
+    *,
+    what: str,
+    remedy: str = "try model.image_size 224, or model.name resnet, which takes any size",
+) -> int:
     """Refuse a backbone that does not turn images of a size into vectors, by trying.
 
     Args:
         backbone: Left in train mode.
         size: Height and width, in pixels.
         what: Names the backbone in the error.
+        remedy: Where it does not take this size.
 
     Returns:
         The width of a vector.
@@ -216,7 +223,7 @@ def check_input(backbone: nn.Module, size: int, *, what: str) -> int:
         raise RecipeError(
             "the backbone must take the images that it will be shown",
             found=f"{what} does not take {size}x{size}: {' '.join(str(error).split())[:160]}",
-            remedy="try model.image_size 224, or model.name resnet, which takes any size",
+            remedy=remedy,
         ) from error
     backbone.train()
     if not isinstance(features, Tensor) or features.ndim != 2:

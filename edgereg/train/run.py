@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgereg.augment.foreign import import_callables
+from edgereg.augment.progressive import smaller_sizes
 from edgereg.checkpoint import Checkpoint, load_classifier, load_start
 from edgereg.data.feed import feed
 from edgereg.data.images import Images, check_classes, epoch_order, labels_of
@@ -76,9 +77,12 @@ def train_run(
             remedy="name one with --val, or leave stop.patience out",
         )
     model = build_model(recipe.model, num_classes=len(classes), seed=recipe.seed)
-    if smallest := recipe.progressive.smallest:
+    for size in smaller_sizes(recipe.progressive, recipe.model.image_size):
         check_input(
-            model.backbone, smallest, what=f"progressive.smallest: {smallest}, {recipe.model.name}"
+            model.backbone,
+            size,
+            what=f"progressive.smallest: {recipe.progressive.smallest}; {recipe.model.name}",
+            remedy="change progressive.smallest and progressive.step, or leave them out",
         )
     placement = place(model, recipe.regularizers())
     if init is not None:
@@ -98,7 +102,7 @@ def train_run(
             )
 
         def settle() -> None:
-            epoch = recipe.epochs  # beyond the last one: draws that no step has seen
+            epoch = recipe.epochs  # beyond the last one: places and colours that no step has seen
             chosen = islice(
                 epoch_batches(
                     epoch_order(images, seed=recipe.seed, epoch=epoch), recipe.batch_size

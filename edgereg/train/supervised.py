@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from edgereg.augment.draws import Draws
 from edgereg.augment.mixing import mix
+from edgereg.augment.progressive import window, window_size
 from edgereg.models.zoo import Classifier
 from edgereg.recipe import Recipe
 from edgereg.train.compute import autocast
 from edgereg.train.normalize import Normalize
-from edgereg.train.progressive import window, window_size
 from edgereg.train.step import Loss, Place
 
 __all__ = ["Supervised"]

@@ -10,7 +10,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from export.onnx_file.run_onnx import open_session
 
-__all__ = ["element_types", "module_of", "observe", "stored_values"]
+__all__ = ["element_types", "known_shapes", "module_of", "observe", "stored_values"]
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:
@@ -19,6 +19,16 @@ def element_types(proto: onnx.ModelProto) -> dict[str, int]:
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
     return types | {tensor.name: int(tensor.data_type) for tensor in graph.initializer}
+
+
+def known_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that Reshape can be told: all sizes known but that of the batch, -1."""
+    found = {}
+    for value in (*graph.value_info, *graph.output):
+        batch, *others = value.type.tensor_type.shape.dim or [None]
+        if batch is not None and all(dim.HasField("dim_value") for dim in others):
+            found[value.name] = (-1, *(dim.dim_value for dim in others))
+    return found
 
 
 def stored_values(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:

@@ -22,10 +22,11 @@ from onnxruntime.quantization import (
 )
 
 from deploy.errors import BadInputError
+from export.onnx_file.tensors import known_shapes
 from export.precision.calibrate import collect_histograms
 from export.precision.matmul_bias import part_biases
 from export.precision.ranges import Method, find_ranges
-from export.precision.silu import join_silus, known_shapes
+from export.precision.silu import join_silus
 from export.targets import Scheme
 
 __all__ = ["SCHEMES", "layers_of", "observed_tensors", "quantize", "write_int8"]

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["join_silus", "known_shapes"]
+__all__ = ["join_silus"]
 
 
 def join_silus(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -44,16 +44,6 @@ def join_silus(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) ->
                 and product.output[0] in shapes
             ):
                 _join(graph, x, sigmoid, product, shapes[product.output[0]])
-
-
-def known_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that Reshape can be told: all sizes known but that of the batch, -1."""
-    found = {}
-    for value in (*graph.value_info, *graph.output):
-        batch, *others = value.type.tensor_type.shape.dim or [None]
-        if batch is not None and all(dim.HasField("dim_value") for dim in others):
-            found[value.name] = (-1, *(dim.dim_value for dim in others))
-    return found
 
 
 def _join(

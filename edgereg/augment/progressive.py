@@ -1,7 +1,7 @@
 """Progressive learning: small windows of the images first, whole images last.
 
-A step on windows of 20 pixels takes 0.4 of the time of one on 32 (a convolutional net's cost goes
-with the area), and a window is an augmentation by itself. Tan and Le (2104.00298, section 4) shrink
+A convolutional net's arithmetic goes with the area, so that an epoch on windows of 20 pixels is 0.4
+of one on 32, and a window is an augmentation by itself. Tan and Le (2104.00298, section 4) shrink
 the images instead; a window keeps the size at which objects are seen, so that training and test do
 not differ in it (Touvron et al., 1906.06423).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from edgereg.augment.draws import Draws
 from edgereg.errors import check_settings
 
-__all__ = ["ProgressiveConfig", "window", "window_size"]
+__all__ = ["ProgressiveConfig", "smaller_sizes", "window", "window_size"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ProgressiveConfig:
     Args:
         smallest: Height and width in the first epochs; 0 is whole images from the start.
         step: Pixels from one size to the next.
-        whole_from: Share of the epochs after which images are whole, in (0, 1); the sizes below
-            share what lies before equally.
+        whole_from: Share of the epochs after which images are whole, in (0, 1), as they are in the
+            last epoch in any case; the sizes below share what lies before equally.
     """
 
     smallest: int = 0
@@ -44,6 +44,11 @@ class ProgressiveConfig:
         )
 
 
+def smaller_sizes(config: ProgressiveConfig, whole: int) -> range:
+    """Return the sizes of the windows that are smaller than an image, from the smallest on."""
+    return range(config.smallest or whole, whole, config.step)
+
+
 def window_size(config: ProgressiveConfig, epoch: int, *, epochs: int, whole: int) -> int:
     """Return height and width of an epoch's windows.
 
@@ -55,9 +60,9 @@ def window_size(config: ProgressiveConfig, epoch: int, *, epochs: int, whole: in
     """
     if not config.smallest:
         return whole
-    sizes = range(config.smallest, whole, config.step)
+    sizes = smaller_sizes(config, whole)
     done = epoch / (config.whole_from * epochs)
-    return whole if done >= 1 else sizes[int(done * len(sizes))]
+    return whole if done >= 1 or epoch >= epochs - 1 else sizes[int(done * len(sizes))]
 
 
 def window(images: Tensor, size: int, draws: Draws) -> Tensor:
