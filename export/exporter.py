@@ -148,7 +148,7 @@ def export_bundle(
             on_stage=on_stage,
         )
         files[precision] = made.file
-        results[precision] = judging.judge(precision, made, fp32=fp32, begun=begun)
+        results[precision] = judging.judge(precision, made, fp32=files["fp32"], begun=begun)
     ablation = judging.resize_ablation(fp32)
     files = {precision: files[precision] for precision in request.precisions}
     results = {precision: results[precision] for precision in request.precisions}

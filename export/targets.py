@@ -37,6 +37,8 @@ class Target:
             layers stay in float. 0 for TensorRT, whose builder chooses each layer's kernel by time.
         precisions: What may be exported. ONNX Runtime's CPU kernels compute fp16 in fp32: slower
             and no more exact than fp32, so there is none. Orin has no FP8.
+        blocked: Whether its float kernels want channels in blocks, and so a form of
+            squeeze-and-excitation that keeps them (export/onnx_file/blocks.py).
         typing: Whether TensorRT takes the types from the graph ("strong"), or from flags at the
             build ("weak", the only way of 8.6); "" where there is no TensorRT.
         operators: What the parser of that release knows; None where ONNX Runtime runs the file
@@ -51,6 +53,7 @@ class Target:
     scheme: Scheme
     precisions: tuple[Precision, ...]
     int8_least: int = 0
+    blocked: bool = False
     typing: Literal["strong", "weak", ""] = ""
     operators: frozenset[str] | None = None
     compute_capability: str | None = None
@@ -78,7 +81,7 @@ def _jetson(name: str, tensorrt: str, sm: str) -> Target:
     )
 
 
-def _cpu(name: str, scheme: Scheme) -> Target:
+def _cpu(name: str, scheme: Scheme, *, blocked: bool) -> Target:
     return Target(
         name,
         "ONNX Runtime",
@@ -86,6 +89,7 @@ def _cpu(name: str, scheme: Scheme) -> Target:
         scheme=scheme,
         precisions=("fp32", "int8"),
         int8_least=48,  # measured on x86; on Arm it is a guess
+        blocked=blocked,
     )
 
 
@@ -99,8 +103,8 @@ TARGETS: dict[str, Target] = {
         _jetson("jetpack7.2-thor", "10.16.2", "11.0"),
         _jetson("jetpack7.2.2-orin", "11.4.1", "8.7"),
         _jetson("jetpack7.2.2-thor", "11.4.1", "11.0"),
-        _cpu("onnxruntime-x86", "u8s8"),
-        _cpu("onnxruntime-arm", "s8s8"),
+        _cpu("onnxruntime-x86", "u8s8", blocked=True),
+        _cpu("onnxruntime-arm", "s8s8", blocked=False),  # not measured there
     )
 }
 

@@ -1,12 +1,10 @@
-from collections import Counter
-
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from int8_models import emoji, exported
 from onnx import TensorProto, helper
+from ort_kernels import kernels
 from torch import nn
 
 import export.precision.quantize
@@ -23,14 +21,6 @@ def silu_file(max_batch):
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 48, 3), nn.SiLU(), nn.Conv2d(48, 48, 3), nn.SiLU(), nn.Flatten()
     return exported(nn.Sequential(*layers).eval(), max_batch=max_batch)
-
-
-def kernels(model, path):
-    """Return what ONNX Runtime makes of a model's nodes, by type."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(path), 3
-    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load_model(path).graph.node)
 
 
 @pytest.mark.parametrize("scheme", ["u8s8", "s8s8"])

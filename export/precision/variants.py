@@ -1,6 +1,6 @@
 """Each precision of a model: how its file is made from fp32, and how it is run to be judged.
 
-fp32   as it is, by ONNX Runtime
+fp32   as it is, by ONNX Runtime; for x86 with channels kept in blocks, as is int8 there
 fp16   casts in the graph; judged emulated, as a CPU has no fp16 arithmetic
 int8   Q/DQ in the graph; judged by ONNX Runtime's integer kernels where this host is the
        target, else emulated: an x86 may saturate where a GPU does not
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle.tolerance import EmbeddingTolerance, Tolerance
+from export.onnx_file.blocks import keep_blocks
 from export.onnx_file.run_onnx import Run, open_run
 from export.precision.calibrate import calibration_provenance
 from export.precision.emulate_fp16 import emulate_fp16
@@ -119,7 +120,7 @@ def make_variant(
         CheckFailedError: There is no such variant that is finite and passes its gate.
     """
     if precision == "fp32":
-        return Made(fp32)
+        return Made(_for_target(fp32, target))
     if precision == "fp16":
         # Golden images lie in the order of their classes: evenly spaced ones show them all.
         spaced = np.linspace(0, len(golden) - 1, min(len(golden), _RANGED_ON)).round().astype(int)
@@ -153,7 +154,7 @@ def make_variant(
         "calibration": calibration_provenance(calibration).to_json() | {"held_back": held},
         "judged_by": "integer kernels" if is_host(target) else "emulation",
     }
-    return Made(quantized.model, details)
+    return Made(_for_target(quantized.model, target), details)
 
 
 def open_variant(precision: Precision, file: bytes, target: Target) -> Run:
@@ -161,6 +162,10 @@ def open_variant(precision: Precision, file: bytes, target: Target) -> Run:
     if precision == "fp16":
         return open_run(emulate_fp16(file))
     return open_run(file, integers=precision != "int8" or is_host(target))
+
+
+def _for_target(file: bytes, target: Target) -> bytes:
+    return keep_blocks(file) if target.blocked else file
 
 
 def _finite(decibels: float) -> float | None:
