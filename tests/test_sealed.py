@@ -4,10 +4,12 @@ import hashlib
 import os
 import resource
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
 
+from deploy.bundle import read as bundle_read
 from deploy.bundle import sealed
 from deploy.bundle.sealed import SealedCopy, hash_file
 from deploy.errors import BadInputError
@@ -119,3 +121,29 @@ def test_a_system_without_memfd_create_or_proc_is_explained(file, monkeypatch):
 def test_a_file_that_cannot_be_read_is_not_blamed_on_memory(tmp_path):
     with pytest.raises(FileNotFoundError):
         SealedCopy(tmp_path / "none", size=1)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A pipe where a file was; whoever waits for its writer is stopped."""
+
+    def stop(*_):
+        raise TimeoutError("it waits")
+
+    os.mkfifo(tmp_path / "pipe")
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(5)
+    yield tmp_path / "pipe"
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(pipe, has_writer):
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK) if has_writer else None
+    assert hash_file(pipe, size=3) == hashlib.sha256(b"").hexdigest()
+    assert bundle_read._read(pipe, size=3) == b""
+    with pytest.raises(BadInputError, match="Invalid argument"):
+        SealedCopy(pipe, size=3)
+    if writer is not None:
+        os.close(writer)

@@ -26,7 +26,7 @@ from deploy.bundle.file_names import digest_line
 from deploy.bundle.manifest import DIGEST_NAME, MANIFEST_NAME, FileEntry, Manifest
 from deploy.bundle.manifest_json import manifest_from_bytes
 from deploy.bundle.onnx_structure import check_structure
-from deploy.bundle.sealed import SealedCopy, hash_file
+from deploy.bundle.sealed import SealedCopy, hash_file, open_now
 from deploy.errors import BadInputError, TamperedBundleError
 from deploy.threads import beside
 
@@ -209,8 +209,8 @@ def _read_manifest(path: Path, sizes: dict[str, int]) -> bytes:
 
 def _read(file: Path, *, size: int) -> bytes:
     """A file's content; of one that has grown, which may never end, one byte more than `size`."""
-    with file.open("rb") as opened:
-        return opened.read(size + 1)
+    with io.BufferedReader(open_now(file)) as opened:
+        return opened.read(size + 1) or b""
 
 
 def _regular_files(root: Path) -> Iterator[tuple[str, int]]:

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import mmap
 import os
 import weakref
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from deploy.errors import BadInputError
 
-__all__ = ["SealedCopy", "hash_file"]
+__all__ = ["SealedCopy", "hash_file", "open_now"]
 
 _CHUNK_BYTES = 1 << 22
 _CLOSE_ON_EXEC, _ALLOW_SEALING = 0x1, 0x2
@@ -56,7 +57,7 @@ class SealedCopy:
         self.close = weakref.finalize(self, os.close, self._number)
         self.path = f"/proc/self/fd/{self._number}"
         left = size + 1  # of a larger file, which may grow for ever, enough for another hash
-        with source.open("rb", buffering=0) as file, _memory_needed():
+        with open_now(source) as file, _memory_needed():
             while left and (count := os.sendfile(self._number, file.fileno(), None, left)):
                 left -= count
             fcntl.fcntl(self._number, _F_ADD_SEALS, _SEALS)
@@ -73,6 +74,15 @@ class SealedCopy:
             return memoryview(mmap.mmap(self._number, 0, flags=flags, prot=prot))
 
 
+def open_now(path: Path) -> io.FileIO:
+    """Open a file to be read, without a buffer.
+
+    What was a file when it was looked at may be a pipe by now, which would wait for a writer, for
+    ever perhaps. This one is empty instead, and so not the file that was written.
+    """
+    return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
 def hash_file(path: Path, *, size: int) -> str:
     """Compute the SHA-256 of a file.
 
@@ -83,7 +93,7 @@ def hash_file(path: Path, *, size: int) -> str:
     """
     left = size + 1
     digest, chunk = hashlib.sha256(), memoryview(bytearray(min(left, _CHUNK_BYTES)))
-    with path.open("rb", buffering=0) as file:  # into memory that is there: new pages cost more
+    with open_now(path) as file:  # into memory that is there: new pages cost more
         while count := file.readinto(chunk[:left]):
             left -= count
             digest.update(chunk[:count])
