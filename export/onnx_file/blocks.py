@@ -8,9 +8,12 @@ Result  GlobalAveragePool
 ONNX Runtime lays 8 or 16 channels side by side (NCHWc) for its convolutions on x86, activations and
 pools included. ReduceMean has no such form, and a product only one for equal shapes: each
 squeeze-and-excitation took an image out of its blocks and put it back. A Resize from 1 x 1 by
-nearest neighbour has one, and costs less than that. The product is the same, bit for bit; a mean's
-sum is of another order. For a batch of any size, the shape of the Resize is written down: without
-that ONNX Runtime 1.32 does not see that both are equal, and all would be slower than before.
+nearest neighbour has one, from ONNX Runtime 1.25 on, and costs less than that. The numbers that are
+multiplied are the same; a mean's sum is of another order. For a batch of any size the shape of the
+Resize is written down: else ONNX Runtime does not see that both are equal, and all is slower.
+
+Which convolutions have blocks depends on the CPU: with AVX-512 a block is 16 channels, with AVX2 8.
+What is said here holds for both. Where it did not, the Resize would stay plain, and cost more.
 Measured: docs/benchmarks.md, squeeze-and-excitation.
 """
 
@@ -20,24 +23,29 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["keep_blocks"]
+__all__ = ["OLDEST_RUNTIME", "keep_blocks"]
 
-# Which keep blocks in ONNX Runtime 1.32; Elu and Softplus were seen not to.
-_UNARY = {
+OLDEST_RUNTIME = (1, 25)
+"""The oldest ONNX Runtime that gains by it; in older ones EfficientNet-B0 takes 1.1 to 1.3 times as
+long as without."""
+
+# Seen in ONNX Runtime 1.32; Elu and Softplus have none.
+_HAVE_BLOCKS = {
     "AveragePool",
-    "Clip",
     "Gelu",
     "GlobalAveragePool",
     "HardSigmoid",
     "HardSwish",
-    "LeakyRelu",
     "MaxPool",
     "Relu",
     "Sigmoid",
     "Tanh",
 }
+_ARE_FUSED = {"Clip", "LeakyRelu"}  # have blocks as a part of the convolution before them only
+_LARGEST_BLOCK = 16
 
 Shape = tuple[int | str, ...]
+Stored = Mapping[str, onnx.TensorProto]
 
 
 def keep_blocks(model: bytes) -> bytes:
@@ -53,21 +61,25 @@ def keep_blocks(model: bytes) -> bytes:
     stored = {tensor.name: tensor for tensor in graph.initializer}
     readers = _readers(graph)
     blocked: set[str] = set()
+    convolved: set[str] = set()  # of which the only reader may become a part
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
+        (output, *_), reads = node.output, readers.get(node.output[0], [])
         if _is_pool(node, stored) and node.input[0] in blocked:
-            _rename(node, "GlobalAveragePool")
+            node.name, node.op_type = f"{node.name}_GlobalAveragePool", "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
         gate = _gate(node, shapes)
-        if gate and blocked.issuperset(node.input) and _feeds_convolutions(node, readers, stored):
-            resize = _resize(graph, gate, shapes[node.output[0]], node)
-            nodes.append(resize)
+        if gate and blocked.issuperset(node.input) and _want_blocks(reads, stored):
+            resize = _resize(graph, gate, shapes[output], node)
             node.input[[*node.input].index(gate)] = resize.output[0]
-            shapes[resize.output[0]] = shapes[node.output[0]]
-            blocked.update(resize.output)
+            nodes.append(resize)
         nodes.append(node)
-        if _keeps_blocks(node, blocked, shapes, stored):
-            blocked.update(node.output)
+        if _gives_blocks(node, stored):
+            blocked.add(output)
+            if len(reads) == 1:
+                convolved.add(output)
+        elif _keeps_blocks(node, blocked, convolved, shapes):
+            blocked.add(output)
     graph.ClearField("node")
     graph.node.extend(nodes)
     return bytes(proto.SerializeToString(deterministic=True))
@@ -93,7 +105,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto | None]]:
     return readers
 
 
-def _is_pool(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> bool:
+def _is_pool(node: onnx.NodeProto, stored: Stored) -> bool:
     """Say whether a node is the mean of each channel of four dimensions, and keeps all four."""
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in stored:
         return False
@@ -103,7 +115,10 @@ def _is_pool(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> bo
 
 
 def _gate(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> str:
-    """Return which input of a product is one number for each channel of the other; "" if none."""
+    """Return which input of a product is one number for each channel of the other; "" if none.
+
+    Of less than a block of channels none is looked for: who reads those makes no blocks.
+    """
     if node.op_type != "Mul" or any(
         len(shapes.get(name, ())) != 4 for name in (*node.input, *node.output)
     ):
@@ -111,64 +126,59 @@ def _gate(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> str:
     first, second = node.input
     for gate, x in ((first, second), (second, first)):
         batch, *sizes = shapes[x]
-        is_gate = shapes[gate] == (batch, sizes[0], 1, 1) and sizes[1:] != [1, 1]
-        if is_gate and all(isinstance(size, int) for size in sizes):
+        channels, *others = (size if isinstance(size, int) else 0 for size in sizes)
+        is_gate = shapes[gate] == (batch, channels, 1, 1) and others != [1, 1]
+        if is_gate and channels >= _LARGEST_BLOCK and all(others):
             return str(gate)
     return ""
 
 
-def _feeds_convolutions(
-    node: onnx.NodeProto,
-    readers: Mapping[str, Sequence[onnx.NodeProto | None]],
-    stored: Mapping[str, onnx.TensorProto],
-) -> bool:
-    reads = readers.get(node.output[0], [])
-    return all(reader is not None and _is_blocked(reader, stored) for reader in reads)
-
-
-def _is_blocked(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> bool:
-    """Say whether a node is a float convolution, of one group or of each channel alone."""
-    if node.op_type != "Conv" or node.input[1] not in stored:
+def _gives_blocks(node: onnx.NodeProto, stored: Stored) -> bool:
+    """Say whether a node is a float convolution with blocks, whatever their size."""
+    if node.op_type != "Conv" or not stored.keys() >= {*node.input[1:]}:
         return False
     outputs, inputs, *kernel = stored[node.input[1]].dims
     groups = {attribute.name: attribute.i for attribute in node.attribute}.get("group", 1)
-    return len(kernel) == 2 and (groups == 1 or (inputs == 1 and groups == outputs))
+    if groups == 1:
+        is_blocked = inputs < 8 or inputs % 4 == 0
+    else:
+        is_blocked = inputs == 1 and groups == outputs and groups % 4 == 0
+    return is_blocked and len(kernel) == 2
+
+
+def _want_blocks(reads: Sequence[onnx.NodeProto | None], stored: Stored) -> bool:
+    """Say whether all readers are convolutions with blocks."""
+    return bool(reads) and all(node is not None and _gives_blocks(node, stored) for node in reads)
 
 
 def _keeps_blocks(
-    node: onnx.NodeProto,
-    blocked: set[str],
-    shapes: Mapping[str, Shape],
-    stored: Mapping[str, onnx.TensorProto],
+    node: onnx.NodeProto, blocked: set[str], convolved: set[str], shapes: Mapping[str, Shape]
 ) -> bool:
-    if node.op_type in _UNARY:
+    if len(node.output) > 1:
+        return False
+    if node.op_type in _ARE_FUSED:
+        return node.input[0] in convolved
+    if node.op_type in _HAVE_BLOCKS:
         return node.input[0] in blocked
     if node.op_type in ("Add", "Mul"):
-        return blocked.issuperset(node.input) and len({shapes.get(x) for x in node.input}) == 1
-    return _is_blocked(node, stored)
+        first, second = (shapes.get(name) for name in node.input)
+        return first is not None and first == second and blocked.issuperset(node.input)
+    return False
 
 
 def _resize(
-    graph: onnx.GraphProto, gate: str, wide: Shape, product: onnx.NodeProto
+    graph: onnx.GraphProto, gate: str, shape: Shape, product: onnx.NodeProto
 ) -> onnx.NodeProto:
     """Return what gives a gate the shape of what it multiplies."""
-    name, scales = f"{product.output[0]}_gate", f"{product.output[0]}_scales"
-    graph.initializer.append(numpy_helper.from_array(np.array([1, 1, *wide[2:]], "f"), scales))
-    graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, wide))
-    node = helper.make_node(
+    name, scales = f"{product.output[0]}/gate", f"{product.output[0]}/scales"
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 1, *shape[2:]], "f"), scales))
+    graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return helper.make_node(
         "Resize",
         [gate, "", scales],
         [name],
-        name=product.name,
+        name=f"{product.name}_Resize",
         mode="nearest",
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
-    _rename(node, "Resize")
-    return node
-
-
-def _rename(node: onnx.NodeProto, operator: str) -> None:
-    """Give a node an operator, and its name, MODULE/OPERATOR, too."""
-    node.name = f"{node.name}_{operator}"
-    node.op_type = operator

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from deploy.bundle.tolerance import EmbeddingTolerance, Tolerance
-from export.onnx_file.blocks import keep_blocks
+from export.onnx_file.blocks import OLDEST_RUNTIME, keep_blocks
 from export.onnx_file.run_onnx import Run, open_run
 from export.precision.calibrate import calibration_provenance
 from export.precision.emulate_fp16 import emulate_fp16
@@ -165,7 +166,9 @@ def open_variant(precision: Precision, file: bytes, target: Target) -> Run:
 
 
 def _for_target(file: bytes, target: Target) -> bytes:
-    return keep_blocks(file) if target.blocked else file
+    """Rewrite a file for the CPU that it is for, if the ONNX Runtime that is here gains by it."""
+    release = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+    return keep_blocks(file) if target.blocked and release >= OLDEST_RUNTIME else file
 
 
 def _finite(decibels: float) -> float | None:
