@@ -33,10 +33,8 @@ class Target:
         opset: The ONNX operator set of the export.
         scheme: How int8 is written: "tensorrt" is symmetric, per channel, without quantized biases;
             "u8s8" has unsigned activations, the fast kernels of x86, and "s8s8" those of Arm.
-        int8_least: Rows and columns of a layer's matrix product from which int8 pays there; smaller
-            layers stay in float. 0 for TensorRT, whose builder chooses each layer's kernel by time.
-        precisions: What may be exported. ONNX Runtime's CPU kernels compute fp16 in fp32: slower
-            and no more exact than fp32, so there is none. Orin has no FP8.
+        places_layers: Whether int8 is for some layers only, chosen here by what they cost
+            (export.precision.partition.py). TensorRT's builder chooses each one's kernel by time.
         blocked: Whether its float kernels want channels in blocks, and so a form of
             squeeze-and-excitation that keeps them (export/onnx_file/blocks.py).
         typing: Whether TensorRT takes the types from the graph ("strong"), or from flags at the
@@ -52,7 +50,7 @@ class Target:
     opset: int
     scheme: Scheme
     precisions: tuple[Precision, ...]
-    int8_least: int = 0
+    places_layers: bool = False
     blocked: bool = False
     typing: Literal["strong", "weak", ""] = ""
     operators: frozenset[str] | None = None
@@ -88,7 +86,7 @@ def _cpu(name: str, scheme: Scheme, *, blocked: bool) -> Target:
         opset=20,
         scheme=scheme,
         precisions=("fp32", "int8"),
-        int8_least=48,  # measured on x86; on Arm it is a guess
+        places_layers=True,
         blocked=blocked,
     )
 

@@ -23,8 +23,8 @@ from export.onnx_file.run_onnx import Run, open_run
 from export.precision.calibrate import calibration_provenance
 from export.precision.emulate_fp16 import emulate_fp16
 from export.precision.mixed_precision import to_fp16
+from export.precision.partition import layers_in_float
 from export.precision.sensitivity import quantize_until
-from export.precision.small_layers import small_layers
 from export.targets import Precision, Target
 
 __all__ = [
@@ -139,7 +139,7 @@ def make_variant(
         scheme=target.scheme,
         held_back=preprocess(calibration[:held], 0),
         is_good=is_good,
-        in_float=small_layers(fp32, target.int8_least),
+        in_float=layers_in_float(fp32) if target.places_layers else {},
         on_stage=on_stage,
     )
     details: dict[str, Any] = {
