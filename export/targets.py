@@ -34,7 +34,9 @@ class Target:
         scheme: How int8 is written: "tensorrt" is symmetric, per channel, without quantized biases;
             "u8s8" has unsigned activations, the fast kernels of x86, and "s8s8" those of Arm.
         places_layers: Whether int8 is for some layers only, chosen here by what they cost
-            (export.precision.partition.py). TensorRT's builder chooses each one's kernel by time.
+            (export/precision/partition.py). TensorRT's builder chooses each one's kernel by time.
+        precisions: What may be exported. ONNX Runtime's CPU kernels compute fp16 in fp32: slower
+            and no more exact than fp32, so there is none. Orin has no FP8.
         blocked: Whether its float kernels want channels in blocks, and so a form of
             squeeze-and-excitation that keeps them (export/onnx_file/blocks.py).
         typing: Whether TensorRT takes the types from the graph ("strong"), or from flags at the

@@ -8,9 +8,10 @@ itself, and belongs to its neighbours' side. The sides are chosen together, so t
     each layer's time, on its side
     each tensor that is made on one side and read on the other
 
-is least. That is a minimum cut between int8 and float, which is found exactly. What only float
-has a kernel for (SiLU, norms, attention), the images and the answer lie on the side of float. A
-product of a transformer takes float and gives float: it is judged alone, by its size.
+is least. That is a minimum cut between int8 and float, which is found exactly. What has no kernel
+for integers (SiLU, norms, attention), or none that is known here, the images and the answer lie on
+the side of float. A product of a transformer takes float and gives float: it is judged alone, by
+its size.
 
 The times are a model, one thread, batch 1, and not measured during an export, so that the same
 checkpoint gives the same bytes. Its figures were read from ONNX Runtime 1.32's profiles of six
@@ -43,11 +44,12 @@ _POOL_TO_INT8 = 14_000  # ONNX Runtime pools the integers then, by a kernel with
 _NODE = 1_000_000  # for a node, and for a tensor that crosses
 _WORTH = 1.1  # times faster at least is int8 to be: float keeps the digits
 
+_LEAST_SAVED = 0.05  # microseconds, of which a reason speaks
 _NARROW, _REGISTER = 16, 64  # channels
-_LEAST = 48  # rows and columns of a MatMul or Gemm from which int8 pays
+_LEAST_SIDE = 48  # inputs and outputs of a MatMul or Gemm from which int8 pays
 _FOLLOWERS = ("Relu", "Clip")  # are one kernel with what makes their input
 # What has a kernel on both sides: picoseconds for an element of the output in float, and in int8.
-_EITHER = {"Add": (30, 220), "Concat": (100, 140), "MaxPool": (50, 40)}
+_ON_BOTH_SIDES = {"Add": (30, 220), "Concat": (100, 140), "MaxPool": (50, 40)}
 
 Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, tuple[int, ...]]
@@ -75,25 +77,33 @@ def layers_in_float(model: bytes) -> dict[str, str]:
     graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     shapes = {value.name: _shape(value) for value in graph.input} | known_shapes(graph)
-    layers = [node for node in graph.node if node.name in {*layers_of(model)}]
+    names = {*layers_of(model)}
+    layers = [node for node in graph.node if node.name in names]
     times = {
         node.output[0]: _times(node, weights[node.input[1]], shapes)
         for node in layers
-        if node.op_type == "Conv"
+        if node.op_type == "Conv" and shapes.keys() >= {node.input[0], node.output[0]}
     }
     network = _network(graph, times, weights, shapes)
-    _, (in_int8, _) = networkx.minimum_cut(network, _INT8, _FLOAT, flow_func=boykov_kolmogorov)
+    _, (integers, _) = networkx.minimum_cut(network, _INT8, _FLOAT, flow_func=boykov_kolmogorov)
     found = {}
     for node in layers:
-        if node.op_type != "Conv" and min(sizes := weights[node.input[1]]) < _LEAST:
-            found[node.name] = f"a product of {sizes[0]} x {sizes[1]}: int8 pays from {_LEAST} on"
-        elif node.op_type == "Conv" and _name(node.output[0]) not in in_int8:
-            time = times[node.output[0]]
-            found[node.name] = (
-                f"about {time.in_float / 1e6:.0f} us in float and {time.in_int8 / 1e6:.0f} in "
-                "int8, without the way there and back"
-            )
+        sizes = weights[node.input[1]]
+        if node.op_type != "Conv" and min(sizes) < _LEAST_SIDE:
+            rows, columns = sizes
+            found[node.name] = f"a product of {rows} x {columns}: int8 pays from {_LEAST_SIDE} on"
+        elif node.op_type == "Conv" and node.output[0] not in times:
+            found[node.name] = "the size of what it reads or makes is not known"
+        elif node.op_type == "Conv" and _name(node.output[0]) not in integers:
+            found[node.name] = _reason(times[node.output[0]])
     return found if len(found) < len(layers) else {}
+
+
+def _reason(times: _Times) -> str:
+    saved = (times.in_float - times.in_int8) / 1e6
+    if saved < _LEAST_SAVED:
+        return "int8 is no faster here, by a model of such a CPU"
+    return f"int8 saves {saved:.1f} us here, by a model of such a CPU, and costs more around it"
 
 
 def _times(node: onnx.NodeProto, weights: tuple[int, ...], shapes: Shapes) -> _Times:
@@ -111,7 +121,7 @@ def _times(node: onnx.NodeProto, weights: tuple[int, ...], shapes: Shapes) -> _T
     if math.prod(kernel) > 1:
         is_narrow = inputs < _NARROW
         row = _INT8_NARROW_PATCH_ROW if is_narrow else _INT8_PATCH_ROW
-        in_int8 += row * kernel[0] * positions
+        in_int8 += row * math.prod(kernel[:-1]) * positions
         if is_narrow and outputs % _REGISTER:
             in_float += _FLOAT_NARROW_OUTPUT * made
     return _Times(in_float + _NODE, in_int8 + _NODE)
@@ -136,16 +146,16 @@ def _network(
         maker = makers.get(node.input[0]) if node.input else None
         if first in times:
             _choose(network, side, times[first])
-        elif node.op_type in _EITHER and not any(name in weights for name in node.input):
+        elif node.op_type in _ON_BOTH_SIDES and not any(name in weights for name in node.input):
             made = _elements(first, shapes)
-            each = (time * made + _NODE for time in _EITHER[node.op_type])
+            each = (time * made + _NODE for time in _ON_BOTH_SIDES[node.op_type])
             _choose(network, side, _Times(*each))
             if node.op_type == "MaxPool":  # of integers only where they come from integers
                 network.add_edge(side, sides[node.input[0]])
         elif (
             node.op_type in _FOLLOWERS
             and maker is not None
-            and (maker.output[0] in times or maker.op_type in _EITHER)
+            and (maker.output[0] in times or maker.op_type in ("Add", "Concat"))
             and len(readers[node.input[0]]) == 1
         ):
             side = sides[node.input[0]]
@@ -170,16 +180,17 @@ def _choose(network: Any, side: str, times: _Times) -> None:
 def _cross(
     network: Any, tensor: str, side: str, reads: set[str], elements: int, *, is_pooled: bool
 ) -> None:
-    """Let the ways of a tensor to the other side be paid: once to int8, to float by each reader."""
+    """Let the ways of a tensor to the other side be paid: once to int8, to float by each reader.
+
+    What one reader wants in int8 all readers get in int8: so does the quantizer.
+    """
     quantized = f"{tensor} in int8"
     to_int8 = _POOL_TO_INT8 if is_pooled else _TO_INT8
+    network.add_edge(side, quantized)
     network.add_edge(quantized, side, capacity=to_int8 * elements + _NODE)
     for reader in sorted(reads):
         network.add_edge(reader, quantized)
-        there = network.get_edge_data(side, reader, {"capacity": 0})
-        if "capacity" in there:
-            capacity = there["capacity"] + _TO_FLOAT * elements + _NODE
-            network.add_edge(side, reader, capacity=capacity)
+        network.add_edge(quantized, reader, capacity=_TO_FLOAT * elements + _NODE)
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
@@ -188,16 +199,19 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     for node in graph.node:
         for tensor in node.input:
             readers.setdefault(tensor, []).append(node.output[0])
+    kinds = {node.output[0]: node.op_type for node in graph.node}
     for node in graph.node:  # of a SiLU both nodes read x, by one kernel
         if node.op_type == "Sigmoid" and len(readers.get(node.output[0], [])) == 1:
             (product,) = readers[node.output[0]]
-            if product in readers[node.input[0]]:
+            is_silu = kinds.get(product) == "Mul" and product in readers[node.input[0]]
+            if is_silu:
                 readers[node.input[0]].remove(node.output[0])
     return readers
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+    """Return the shape of an input as `known_shapes` has those of other tensors."""
+    return (-1, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]))
 
 
 def _elements(tensor: str, shapes: Shapes) -> int:

@@ -130,6 +130,8 @@ def write_int8(
     followers = {node.name for node in _followers(proto.graph) if node.input[0] in made}
     inferred = onnx.shape_inference.infer_shapes(proto)
     inferred.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # or it does it again
+    if scheme != "tensorrt":
+        ranges = _pooled(proto.graph, ranges)
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,
@@ -192,6 +194,17 @@ def _chosen(graph: onnx.GraphProto, exclude: Collection[str]) -> list[str]:
             remedy="export it in fp32 or fp16",
         )
     return chosen
+
+
+def _pooled(
+    graph: onnx.GraphProto, ranges: dict[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Give what a MaxPool makes the range of what it reads: ONNX Runtime pools integers then."""
+    same = dict(ranges)
+    for node in graph.node:
+        if node.op_type == "MaxPool" and same.keys() >= {node.input[0], node.output[0]}:
+            same[node.output[0]] = same[node.input[0]]
+    return same
 
 
 def _tensors_data(ranges: dict[str, tuple[float, float]]) -> Any:
