@@ -1,6 +1,6 @@
 """Which layers are worth int8 on this CPU: the export's choice beside simpler ones, in turns.
 
-    python benchmarks/int8_layers.py            our networks and 24 of torchvision and timm
+    python benchmarks/int8_layers.py            our networks and 23 of torchvision and timm
     python benchmarks/int8_layers.py --quick    our CNN and MobileNetV2, a minute
     python benchmarks/int8_layers.py --worst    the choice turned round: it must then fail
 
@@ -49,7 +49,6 @@ NETWORKS = (
     "resnet",
     "torchvision:mobilenet_v2",
     "torchvision:mnasnet1_0",
-    "torchvision:squeezenet1_1",
     "torchvision:shufflenet_v2_x1_0",
     "torchvision:densenet121",
     "torchvision:regnet_x_400mf",
