@@ -1,11 +1,9 @@
-from collections import Counter
-
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from export_models import AttentionBlock, randomized
 from int8_models import emoji, exported
+from ort_kernels import kernels
 
 import export.precision.quantize
 from export.onnx_file.run_onnx import run_batches
@@ -19,14 +17,6 @@ IMAGES = emoji("train", 16)[0]
 @pytest.fixture(scope="module")
 def file():
     return exported(randomized(AttentionBlock(classes=10)), max_batch=1)
-
-
-def kernels(model, path):
-    """Return what ONNX Runtime makes of a model's nodes, by type."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(path), 3
-    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load_model(path).graph.node)
 
 
 @pytest.mark.parametrize("scheme", ["u8s8", "s8s8"])

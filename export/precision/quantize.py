@@ -24,6 +24,7 @@ from onnxruntime.quantization import (
 from deploy.errors import BadInputError
 from export.onnx_file.tensors import known_shapes
 from export.precision.calibrate import collect_histograms
+from export.precision.gemm_relu import part_relus
 from export.precision.matmul_bias import part_biases
 from export.precision.ranges import Method, find_ranges
 from export.precision.silu import join_silus
@@ -147,6 +148,7 @@ def write_int8(
         _free_other_readers(written.graph, chosen)
     else:
         part_biases(written.graph, _ranks(inferred.graph), chosen)
+        part_relus(written.graph, chosen)
         join_silus(written.graph, known_shapes(inferred.graph))
     _sort_nodes(written.graph)
     _name_nodes(written.graph, owners)
