@@ -1,3 +1,5 @@
+import platform
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,13 +12,18 @@ from onnx import numpy_helper
 from ort_kernels import kernels
 from torch import nn
 
-from export.onnx_file.blocks import keep_blocks
+from export.onnx_file.blocks import OLDEST_RUNTIME, keep_blocks
 from export.onnx_file.run_onnx import open_session, run_batches
 from export.onnx_file.to_onnx import to_onnx
 from export.precision.quantize import quantize
 from export.precision.variants import make_variant
 from export.targets import TARGETS
 
+RELEASE = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+pytestmark = pytest.mark.skipif(
+    RELEASE < OLDEST_RUNTIME or platform.machine() not in ("x86_64", "AMD64"),
+    reason="ONNX Runtime has blocks for a Resize from 1.25 on, and these on x86",
+)
 IMAGES = emoji("train", 4)[0]
 ACTIVATIONS = {
     "ReLU": nn.ReLU(),

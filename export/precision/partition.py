@@ -203,8 +203,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     for node in graph.node:  # of a SiLU both nodes read x, by one kernel
         if node.op_type == "Sigmoid" and len(readers.get(node.output[0], [])) == 1:
             (product,) = readers[node.output[0]]
-            is_silu = kinds.get(product) == "Mul" and product in readers[node.input[0]]
-            if is_silu:
+            if kinds.get(product) == "Mul" and product in readers[node.input[0]]:
                 readers[node.input[0]].remove(node.output[0])
     return readers
 
